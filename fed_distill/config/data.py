@@ -27,7 +27,9 @@ class DataConfig(ConfigTable):
 
     dataset: str = Field("marketplace", description="name of a dataset, or import path of a custom one")
     task: str = Field(
-        "relevance", description="relevance, recommend, next-basket, category, profile, matching, sentiment or faq"
+        "relevance",
+        description="relevance, recommend, next-basket, marketing-effect, category, profile, matching, sentiment or "
+        "faq",
     )
     seed: Annotated[int, Field(ge=-LARGEST, le=LARGEST)] = Field(
         0, description="seed of the splits; separate from the run's seed, so that all seeds share one test set"

@@ -65,7 +65,8 @@ class TeacherConfig(OptimizerConfig):
 
     model: str = Field(
         "bert-small",
-        description="minilm, bert-small, history-tower, labels-file, a folder, a hub id or an import path",
+        description="minilm, bert-small, history-tower, labels-file, meta-learner (of campaigns), a folder, a hub id "
+        "or an import path",
     )
     epochs: Count | None = Field(
         None,

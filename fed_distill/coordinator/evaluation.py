@@ -8,8 +8,10 @@ from torch import Tensor
 
 from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
+from fed_distill.evaluation.campaigns import qini_of, trial_of
 from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
 from fed_distill.evaluation.recommenders import Recommender, as_probabilities
+from fed_distill.evaluation.uplift import Trial
 from fed_distill.models import TextModel
 from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of
@@ -21,6 +23,7 @@ class Evaluator:
     def __init__(self, data: FederatedData) -> None:
         self._data = data
         self._prepared: dict[tuple[str, str], PreparedExamples] = {}
+        self._trials: dict[str, Trial] = {}
 
     def test(self, student: TextModel) -> Metrics:
         """Return all metrics on the common test set."""
@@ -82,11 +85,18 @@ class Evaluator:
             raise DataError(f"the common {part} set is empty: increase data.{share}_share, or decrease data.min_rows")
         probabilities = predict_prepared(student, self._prepare(student, part, examples)).numpy()
         measured = dict(classification(probabilities, examples.labels, self._data.task))
+        if self._data.task.of_campaigns:
+            measured["qini"] = qini_of(probabilities, self._trial(part, examples))
         if ranked is None:
             return measured, []
         scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
         measured |= ranking(scores, ranked, self._data.task)
         return measured, ndcg_by_query(scores, ranked, self._data.task)
+
+    def _trial(self, part: str, examples: Examples) -> Trial:
+        if part not in self._trials:
+            self._trials[part] = trial_of(examples)
+        return self._trials[part]
 
     def _prepare(self, student: TextModel, name: str, examples: Examples) -> PreparedExamples:
         key = (blueprint_of(student), name)

@@ -5,7 +5,7 @@ A row is dropped for the first reason of `REASONS` that applies.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ def clean(
     labels: Sequence[int] | None,
     merchants: Sequence[str] | None,
     max_characters: int,
+    units: Sequence[Hashable] | None = None,
 ) -> Cleaned:
     """Drop unusable rows and mask personal data.
 
@@ -49,6 +50,7 @@ def clean(
     :param labels: class indices ``[n]``, or None if they are made later
     :param merchants: names ``[n]``, or None if a partitioner assigns merchants
     :param max_characters: longest text that is kept
+    :param units: what else a duplicate has in common ``[n]``: of campaigns, the customer, each of whom counts
     :raises DataError: a merchant's name is not valid Unicode; the message has its row
     """
     dropped: Counter[str] = Counter()
@@ -56,7 +58,7 @@ def clean(
     rows: list[int] = []
     kept: list[str] = []
     kept_pairs: list[str] | None = None if pairs is None else []
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[Hashable, ...]] = set()
     unlabeled: Counter[str] = Counter()
     labeled: set[str] = set()
     _check_names(merchants or ())
@@ -74,7 +76,7 @@ def clean(
         elif unknown:
             dropped["unknown label"] += 1
             unlabeled[merchant] += 1
-        elif (key := (merchant, *found)) in seen:
+        elif (key := (merchant, *found, None if units is None else units[row])) in seen:
             dropped["duplicate"] += 1
         else:
             seen.add(key)

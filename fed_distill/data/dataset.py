@@ -119,6 +119,24 @@ class HasParts(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class HasEffects(Source, Protocol):
+    """A source of generated campaigns, whose true effects are known."""
+
+    @property
+    def effects(self) -> npt.NDArray[np.float64]:
+        """True effect of the campaign on the customer of each row ``[n]``, for evaluation only. A group is a customer
+        of one campaign."""
+        ...
+
+
+def true_effects(source: Source, rows: IntArray) -> dict[int, float] | None:
+    """Return the true effects on the customers of ``rows``, by group; None if nobody knows them."""
+    if not isinstance(source, HasEffects):
+        return None
+    return dict(zip(source.groups[rows].tolist(), source.effects[rows].tolist(), strict=True))
+
+
 class Dataset(Protocol):
     """Reads rows from one place; its dataclass fields are its options."""
 

@@ -20,7 +20,7 @@ class Task:
     """A prediction task with ``classes`` in the order of the logits.
 
     gains: relevance gain of each class; candidates are ranked by expected gain. A task with gains is measured by
-    nDCG@10, any other by macro-F1. positive: the class for AUC.
+    nDCG@10, one of campaigns by the Qini coefficient, any other by macro-F1. positive: the class for AUC.
     """
 
     name: str
@@ -32,12 +32,19 @@ class Task:
     @property
     def headline(self) -> str:
         """Name of the metric used in comparisons."""
+        if self.of_campaigns:
+            return "qini"
         return "macro_f1" if self.gains is None else "ndcg@10"
+
+    @property
+    def of_campaigns(self) -> bool:
+        """Whether the classes are the cells of a campaign (``campaign_cells``), by which an uplift is predicted."""
+        return self.name == "marketing-effect"
 
     @property
     def of_histories(self) -> bool:
         """Whether first texts are histories: titles joined by ``HISTORY_SEPARATOR``, which are private."""
-        return self.name in ("recommend", "next-basket")
+        return self.name in ("recommend", "next-basket", "marketing-effect")
 
     @property
     def positive_index(self) -> int:
@@ -178,7 +185,8 @@ class FederatedData:
     the ranking view, if the task has one. account: JSON-serializable account of cleaning and splitting. cold: merchants
     held out whole (``data.cold_merchants``), or None. proxy_truth: true class of each proxy example, int64 ``[proxy]``,
     `UNLABELED` where unknown; None where the data do not say. It is for the control ``oracle-proxy`` of simulations
-    only: it is neither sent nor part of a fingerprint.
+    only: it is neither sent nor part of a fingerprint. true_effects: true effect of the campaign on each customer of
+    the test set, by group, of generated data; None elsewhere. It is for the account of a finished run only.
     """
 
     task: Task
@@ -193,6 +201,7 @@ class FederatedData:
     account: Mapping[str, Any] = field(default_factory=dict)
     cold: ColdMerchants | None = None
     proxy_truth: npt.NDArray[np.int64] | None = None
+    true_effects: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         if self.proxy_truth is not None and self.proxy_truth.shape != (len(self.proxy),):

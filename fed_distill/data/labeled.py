@@ -62,6 +62,7 @@ class LabeledRows:
         pairs: Sequence[str | None] | None = None,
         merchants: Sequence[str] | None = None,
         groups: Sequence[Hashable] | None = None,
+        titles: int = 1,
         ranking_queries: int = 2000,
         domains: Sequence[str] | None = None,
         public_texts: bool | CatalogueFile = False,
@@ -71,6 +72,7 @@ class LabeledRows:
         :param labels: class indices, or `UNLABELED`
         :param groups: key of each row's group, which is not split between training and test; by default rows with
             the same query (relevance), second text (other tasks with two texts) or text form a group
+        :param titles: maximum number of titles in a first text; of histories, ``max_characters`` is of a title
         :param ranking_queries: maximum number of queries in the ranking view
         :param domains: domain of each row, if the data have domains
         :param public_texts: declare that all merchants' texts (for recommend: second texts, as histories are private)
@@ -80,7 +82,9 @@ class LabeledRows:
         if task.pair != (pairs is not None):
             raise DataError(f"task {task.name} requires {'two texts' if task.pair else 'one text'} per example")
         named = merchants if config.partition == "merchant" else None
-        cleaned = clean(texts, pairs, [int(label) for label in labels], named, config.max_characters)
+        longest = titles * config.max_characters + (titles - 1) * len(HISTORY_SEPARATOR)
+        units = groups if task.of_campaigns else None
+        cleaned = clean(texts, pairs, [int(label) for label in labels], named, longest, units)
         if not cleaned.rows:
             raise DataError(f"no row is left of {len(texts)}: {_reasons(cleaned.account)}")
         kept = np.asarray(labels, dtype=np.int64)[list(cleaned.rows)]

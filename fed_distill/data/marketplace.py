@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fed_distill.config import DataConfig
+from fed_distill.data.campaigns import generated_campaigns
 from fed_distill.data.catalogue import Catalogue, PairOptions
 from fed_distill.data.clicks import Clicks
 from fed_distill.data.dataset import IntArray, Source
@@ -55,14 +56,17 @@ class Questions:
 
 @dataclass(frozen=True)
 class Marketplace:
-    """Synthetic merchants; tasks ``relevance``, ``recommend``, ``category`` (the department of a title) and ``faq``
-    (the intent of a shopper's question). The domain is the product's department.
+    """Synthetic merchants; tasks ``relevance``, ``recommend``, ``category`` (the department of a title), ``faq`` (the
+    intent of a shopper's question) and ``marketing-effect`` (whom a campaign makes buy; see ``data.campaigns``). The
+    domain is the product's department.
 
-    merchants: number of merchants. rows: mean number of offers or questions per merchant. products: number of products
+    merchants: number of merchants. rows: mean number of offers, questions or customers per
+    merchant. products: number of products
     in the world; 0 for 100 per merchant, at most 60,000. languages: languages of titles, queries and questions; each
     merchant has a main one. size_spread: standard deviation of the logarithm of the merchants' sizes. grade_skew: from
     0 (same grades or intents at all merchants) to 1 (their shares vary widely between merchants). world_seed: seed of
-    the world. pairs_per_row: pairs (or, for recommend, candidates) per offer. max_pairs: maximum per merchant and part
+    the world. assignment: who is treated by a campaign: half of the customers at random, or mostly those who would buy
+    without it. pairs_per_row: pairs (or, for recommend, candidates) per offer. max_pairs: maximum per merchant and part
     of the split. ranking_queries, ranking_candidates: size of the ranking view.
     """
 
@@ -73,6 +77,7 @@ class Marketplace:
     size_spread: Annotated[float, Field(ge=0.0, le=3.0)] = 0.9
     grade_skew: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
     world_seed: int = 0
+    assignment: Literal["random", "confounded"] = "random"
     pairs_per_row: Annotated[int, Field(ge=1)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 900
     ranking_queries: Annotated[int, Field(ge=1)] = 2000
@@ -84,9 +89,14 @@ class Marketplace:
 
     def read(self, config: DataConfig) -> Source:
         """Generate the offers and the source for the task."""
-        choose_task(config.task, "marketplace", ("relevance", "recommend", "category", "faq"))
+        choose_task(config.task, "marketplace", ("relevance", "recommend", "category", "faq", "marketing-effect"))
         world = make_world(self.products or min(100 * self.merchants, 60_000), self.world_seed)
         departments = tuple(DEPARTMENTS)
+        if config.task == "marketing-effect":
+            languages = tuple(LANGUAGES.index(known) for known in self.languages)
+            return generated_campaigns(
+                world, self._merchants(), languages, self.assignment == "confounded", self.world_seed, config
+            )
         if config.task == "faq":
             questions = self.questions(world)
             return LabeledRows.build(

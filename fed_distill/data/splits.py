@@ -20,7 +20,7 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.config.data import ClicksConfig
 from fed_distill.data.click_labels import labelled_by_clicks
-from fed_distill.data.dataset import HasParts, IntArray, Source
+from fed_distill.data.dataset import HasParts, IntArray, Source, true_effects
 from fed_distill.data.examples import (
     UNLABELED,
     ColdMerchants,
@@ -109,6 +109,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
         ranking_test=source.ranking(joined["test"], "test", config.seed),
         account={},
         cold=_cold(source, row_blocks, split, config),
+        true_effects=true_effects(source, held_out["test"]),
     )
     return _with_account(data, source, split, row_blocks, config)
 

@@ -12,7 +12,7 @@ from fed_distill.data.examples import FederatedData
 
 def without_test(data: FederatedData) -> FederatedData:
     """Replace every test part by the validation part of the same participants; drop cold-start merchants, whose
-    examples are all held out for the test."""
+    examples are all held out for the test, and true effects, which are of test customers."""
     merchants = {name: replace(merchant, test=merchant.valid) for name, merchant in data.merchants.items()}
     return replace(
         data,
@@ -20,5 +20,6 @@ def without_test(data: FederatedData) -> FederatedData:
         test=data.valid,
         ranking_test=data.ranking_valid,
         cold=None,
+        true_effects=None,
         account={**data.account, "scored_on": "validation examples; the test examples were not read into the run"},
     )

@@ -2,7 +2,8 @@
 
 By default fine-tuning follows BERT (Devlin et al. 2019, appendix A.3): AdamW, linear warm-up and decay, a few epochs.
 Batches have similar lengths, and the best weights of several validations are kept. A teacher that predicts without
-fine-tuning (a causal language model, a file) is used as it is, unless epochs or steps are set.
+fine-tuning (a causal language model, a file) is used as it is, unless epochs or steps are set. A teacher with a
+procedure of its own (``FitsItself``) is fitted by it.
 """
 
 import logging
@@ -26,7 +27,8 @@ from fed_distill.distill.masked import pretrain_on_domain
 from fed_distill.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from fed_distill.evaluation.metrics import classification
 from fed_distill.models import TextModel, load_model, load_teacher, predict
-from fed_distill.models.building import is_trainable, is_zero_shot
+from fed_distill.models.base import FitsItself
+from fed_distill.models.building import fits_itself, is_trainable, is_zero_shot
 from fed_distill.models.precision import autocast, products
 from fed_distill.models.prediction import lengths
 from fed_distill.storage.files import read_json, strict_json
@@ -170,6 +172,10 @@ def check_fine_tuning(config: TeacherConfig) -> None:
     ``domains`` has nothing to train on each domain."""
     for member, _ in config.members():
         name, tuned = member.model, is_fine_tuned(member)
+        if fits_itself(member):
+            if not (member.epochs is None and member.steps is None):
+                raise ConfigError(f"teacher {name} is not fitted by steps: remove its epochs and steps")
+            continue
         if tuned and not is_trainable(member):
             raise ConfigError(
                 f"teacher {name} cannot be fine-tuned: remove its epochs and steps, or set epochs = 0 if it has them "
@@ -250,7 +256,12 @@ def cached_teacher(
         teacher = load_teacher(config, task)
     if config.masked.epochs:
         pretrain_on_domain(teacher, domain, config.masked, (seed, "teacher"), lambda d, n: progress(d, n, {}))
-    tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
+    if isinstance(teacher, FitsItself):
+        own = _sample(public, "public", config.max_examples, seed)
+        teacher.fit(own.texts, own.pairs, own.labels)
+        tuned = FineTuned(teacher.eval(), [], 0.0)
+    else:
+        tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
     replace_sealed_folder(folder, partial(_save, tuned))
     return tuned, name
 

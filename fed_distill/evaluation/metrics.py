@@ -22,7 +22,7 @@ Metrics = dict[str, float | None]
 
 CUT = 10
 RECALL_CUT = 20
-SCORES = ("accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10", "recall@20")
+SCORES = ("accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10", "recall@20", "qini")
 """The metrics used in comparisons; other entries of ``Metrics`` are counts."""
 
 

@@ -76,7 +76,7 @@ def chance_scores(labels: Sequence[int], ranking: Ranking | None, task: Task) ->
     """Return the scores of a model that has learned nothing.
 
     accuracy and macro_f1 are those of the best constant prediction, auc is 1/2, and ndcg@10 is its expectation over
-    random orders of the candidates, in which each rank has their mean gain.
+    random orders of the candidates, in which each rank has their mean gain. qini is 0, by its definition.
 
     :param labels: class indices of the test set ``[n]``
     :param ranking: the test's ranking view, if there is one
@@ -85,6 +85,8 @@ def chance_scores(labels: Sequence[int], ranking: Ranking | None, task: Task) ->
     shares = np.bincount(labels, minlength=len(task.classes)) / max(1, len(labels))
     most, classes = float(shares.max()), int((shares > 0).sum())
     found: Metrics = {"accuracy": most, "macro_f1": 2 * most / (1 + most) / max(1, classes), "auc": 0.5}
+    if task.of_campaigns:
+        found["qini"] = 0.0
     if ranking is not None and task.gains is not None:
         gains = np.asarray(task.gains)[ranking.examples.labels]
         by_query = [gains[ranking.queries == query] for query in np.unique(ranking.queries)]

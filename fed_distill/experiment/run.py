@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.serverapp import Grid
 
@@ -23,11 +25,12 @@ from fed_distill.evaluation.metrics import classification_report, confusion
 from fed_distill.evaluation.shares import chance_scores
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.preflight import check_settings, check_with_data
-from fed_distill.experiment.teaching import prepare_teacher
+from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
 from fed_distill.models.student_folder import save_student
 from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.campaign_effect import EFFECTS, EFFECTS_TABLE, as_json, as_table, campaign_effect
 from fed_distill.reporting.disagreements import DISAGREEMENTS, disagreements
 from fed_distill.reporting.disagreements import written as texts_written
 from fed_distill.reporting.model_card import CARD, model_card
@@ -85,6 +88,8 @@ def run_experiment(
         student.load_state_dict(dict(first.final_weights(experiment.federation.title)))
         probabilities = evaluator.test_probabilities(student).numpy()
         store.write(CLASSES, classification_report(probabilities, data.test.labels, data.task))
+        if data.task.of_campaigns:
+            _write_effect(store, teaching, probabilities, experiment.data.seed)
         # a file of labels has no speed
         measure_speed = experiment.runtime.measure_speed and not isinstance(teaching.teacher, LabelsFile)
         summary = summarize(
@@ -123,3 +128,13 @@ def run_experiment(
         store.write_summary(summary)  # last: a run with a summary is finished
         callbacks.on_end(summary)
     return folder
+
+
+def _write_effect(store: RunStore, teaching: Teaching, probabilities: npt.NDArray[np.float32], seed: int) -> None:
+    """Write what a campaign did to the test customers, of whom the student predicts ``probabilities``."""
+    data, ensemble = teaching.data, teaching.ensemble
+    covered = bool(ensemble.covered(data.test).all())
+    teacher = ensemble.labels("the test set", data.test).numpy() if covered else None
+    account = campaign_effect(data.test, probabilities, teacher, data.true_effects, seed)
+    store.write(EFFECTS, as_json(account))
+    store.write(EFFECTS_TABLE, as_table(account))

@@ -27,6 +27,7 @@ from fed_distill.distill.features import features, sentence_embeddings
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.teacher import cached_teacher, is_fine_tuned, teacher_fingerprint, teacher_folder
 from fed_distill.distill.transfer import FEATURES, GRADED, DistillationTarget, lone, partners
+from fed_distill.evaluation.campaigns import qini_of, trial_of
 from fed_distill.evaluation.metrics import Metrics, classification, ranking
 from fed_distill.models import TextModel, load_teacher
 from fed_distill.models.transformer import Transformer
@@ -179,6 +180,8 @@ def _measured(data: FederatedData, ensemble: TeacherEnsemble) -> Metrics:
     if _covers(ensemble, "the test set", data.test):
         probabilities = ensemble.labels("the test set", data.test).numpy()
         measured |= classification(probabilities, data.test.labels, data.task)
+        if data.task.of_campaigns:
+            measured["qini"] = qini_of(probabilities, trial_of(data.test))
     if data.ranking_test is not None and _covers(ensemble, "the test ranking", data.ranking_test.examples):
         ranked = ensemble.labels("the test ranking", data.ranking_test.examples)
         measured |= ranking(ranked.numpy(), data.ranking_test, data.task)

@@ -11,8 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -150,6 +152,15 @@ class TextModel(nn.Module, ABC):
         (folder / "model.safetensors").write_bytes(content)
         description = {"kind": self.kind, "settings": settings, "files": files, "unsaved_prefix": prefix}
         (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+@runtime_checkable
+class FitsItself(Protocol):
+    """A teacher that is fitted by a procedure of its own instead of gradient steps; it is not ``trainable``."""
+
+    def fit(self, texts: Sequence[str], pairs: Sequence[str] | None, labels: npt.NDArray[np.int64]) -> None:
+        """Fit the model to ``n`` labelled examples, whose ``labels`` are class indices ``[n]``."""
+        ...
 
 
 def trimmed(values: Tensor) -> Tensor:

@@ -67,6 +67,12 @@ def is_trainable(config: TeacherConfig) -> bool:
     return bool(getattr(_type_of(config), "trainable", True))
 
 
+def fits_itself(config: TeacherConfig) -> bool:
+    """Whether the teacher of ``config`` is fitted by a procedure of its own; see ``FitsItself``."""
+    kind = _type_of(config)
+    return inspect.isclass(kind) and hasattr(kind, "fit")
+
+
 def _factory_of(config: TeacherConfig) -> str:
     """Return the name or import path of what builds the teacher of ``config``."""
     if config.model in TEACHERS or (":" in config.model and not Path(config.model).exists()):

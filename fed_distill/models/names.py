@@ -22,6 +22,7 @@ STUDENTS = Registry(
         "fed_distill.models.transformer:Transformer",
         "fed_distill.models.static:Static",
         "fed_distill.models.pair:Pair",
+        "fed_distill.models.meta_learner:MetaLearner",
     ),
 )
 TEACHERS = Registry(
@@ -31,6 +32,7 @@ TEACHERS = Registry(
         "bert-small": "fed_distill.models.bert:bert_small",
         "history-tower": "fed_distill.models.history_tower:HistoryTower",
         "labels-file": "fed_distill.models.labels_file:LabelsFile",
+        "meta-learner": "fed_distill.models.meta_learner:meta_learner",
     },
 )
 

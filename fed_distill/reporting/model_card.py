@@ -36,11 +36,13 @@ _HUB_METRICS = {
     "ndcg@10": "ndcg_at_10",
     "mrr@10": "mrr_at_10",
     "recall@20": "recall_at_20",
+    "qini": "qini",
 }
 _PURPOSES = {
     "relevance": "It grades a product title for a search query, and ranks titles by expected gain.",
     "recommend": "It predicts from the titles of a shopper's last clicks whether to recommend a product.",
     "next-basket": "It predicts from the titles of a customer's purchases what the next basket has.",
+    "marketing-effect": "It predicts from the titles of a customer's purchases what a campaign changes.",
     "profile": "It predicts a customer's segment from what the customer bought.",
     "matching": "It predicts whether two titles are of the same product.",
     "sentiment": "It predicts whether a review is positive.",
@@ -211,6 +213,8 @@ def _teacher(parameters: float | None) -> str:
 
 
 def _call(task: Task) -> str:
+    if task.of_campaigns:
+        return 'order, effects = student.recommend(["a title", "a later title"], ["a campaign", "another campaign"])'
     if task.of_histories:
         return 'order, scores = student.recommend(["a title", "a later title"], ["a candidate", "another candidate"])'
     if task.gains is not None:

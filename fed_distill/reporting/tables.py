@@ -148,7 +148,7 @@ def _above(row: Mapping[Any, Any], reference: str) -> dict[str, float | None] | 
 def _headline_first(summary: Mapping[str, Any]) -> list[str]:
     ordered = [
         summary["headline"],
-        *(name for name in ("ndcg@10", "recall@20", "auc", "macro_f1", "accuracy", "mrr@10")),
+        *(name for name in ("ndcg@10", "recall@20", "qini", "auc", "macro_f1", "accuracy", "mrr@10")),
     ]
     rows = [summary["teacher"], *summary["controls"].values(), *summary["federations"].values()]
     measured = {name for name in SCORES if any(row.get(name) is not None for row in rows)}

@@ -130,7 +130,7 @@ def round_facts(record: Mapping[str, Any]) -> str:
     if record.get("train_loss") is not None:
         facts.append(f"loss {record['train_loss']:.4f}")
     valid = record.get("valid", {})
-    metric = next((name for name in ("ndcg@10", "macro_f1", "accuracy") if valid.get(name) is not None), None)
+    metric = next((name for name in ("ndcg@10", "qini", "macro_f1", "accuracy") if valid.get(name) is not None), None)
     if metric is not None:
         facts.append(f"validation {METRIC_NAMES[metric]} {valid[metric]:.4f}")
     return " · ".join(facts)

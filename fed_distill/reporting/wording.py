@@ -12,6 +12,7 @@ METRIC_NAMES = {
     "mrr@10": "MRR@10",
     "recall@20": "recall@20",
     "auc": "AUC",
+    "qini": "Qini",
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
 }

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fed_distill.data.campaign_cells import effects
 from fed_distill.data.cleaning import clean_served, clean_text
 from fed_distill.data.student_description import StudentDescription
 from fed_distill.data.tasks import HISTORY_SEPARATOR
@@ -122,7 +123,8 @@ class Scorer:
         return ranked(probabilities.astype(np.float64) @ gains)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
-        """Rank ``titles`` for a shopper by the probability of "recommend" or, for next baskets, of "bought".
+        """Rank ``titles`` for a shopper by the probability of "recommend" or, for next baskets, of "bought";
+        rank campaigns by their effect on the customer, the uplift, which is the score.
 
         :param history: titles of the last clicks or purchases, oldest first
         :param titles: candidates ``[n]``
@@ -200,6 +202,8 @@ class Scorer:
 
     def scores(self, probabilities: Probabilities) -> Scores:
         """Return the score of each title, float64 ``[n]``, by the class probabilities of its pair, ``[n, classes]``."""
+        if self.task.of_campaigns:
+            return effects(probabilities)
         exact = probabilities.astype(np.float64)
         return exact[:, self.task.positive_index] if self.task.gains is None else exact @ self.gains
 

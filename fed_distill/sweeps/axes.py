@@ -17,7 +17,7 @@ OF_THE_STUDY = ("name", "seed", "repeats", "controls", "compare")
 the base."""
 COLUMNS = (
     "role", "seed", "data_seed", "fingerprint", "status", "reason", "score", "accuracy", "macro_f1", "auc", "ndcg@10",
-    "mrr@10", "recall@20", "covers",
+    "mrr@10", "recall@20", "qini", "covers",
     "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
     "worst_tenth", "cold", "cold_above_server", "above_server", "above_server_p", "above_fedavg", "above_fedavg_p",
     "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "series", "seeds",

@@ -18,7 +18,7 @@ from fed_distill.sweeps.variation import Factor
 if TYPE_CHECKING:
     from optuna import Trial
 
-Metric = Literal["accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10", "recall@20"]
+Metric = Literal["accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10", "recall@20", "qini"]
 Number = StrictInt | StrictFloat
 
 

@@ -317,7 +317,7 @@ def test_every_listed_part_says_what_it_is(entered):
         "Federated averaging without a teacher",
         "Mean weighted by examples (McMahan et al., AISTATS 2017)",
         "Hashed words and character n-grams, averaged to a vector",
-        "Synthetic merchants; tasks relevance, recommend, category (the department of a title) and faq",
+        "Synthetic merchants; tasks relevance, recommend, category (the department of a title), faq",
     ):
         assert sentence in " ".join(out.split())
 

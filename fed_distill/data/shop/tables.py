@@ -1,7 +1,8 @@
 """Tables of a shop: purchases, products and customers, from Parquet or CSV files in one folder.
 
 ``transactions`` has a line for each product in a basket, ``products`` a line for each product, and ``customers``, which
-is read for profiles only, a line for each customer whose segments are known. Lines may be in any order.
+is read for profiles only, a line for each customer whose segments are known. Lines may be in any order. The files of
+campaigns are read in ``campaigns``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,10 @@ class ShopColumns:
     time: str = "time"
     title: tuple[str, ...] = ("title",)
     segment: str = ""
+    campaign: str = "campaign"
+    start: str = "start"
+    end: str = "end"
+    treated: str = "treated"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class ShopFiles:
     transactions: str = "transactions"
     products: str = "products"
     customers: str = "customers"
+    campaigns: str = "campaigns"
+    campaign_products: str = "campaign_products"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class ShopTables:
     natural order. times: datetime64[s] ``[baskets]``, when the first product was sold. baskets, products: int64
     ``[lines]``, ordered by basket; products are positions in ``titles``. titles: of each product, "" where unknown.
     segments: of each customer, "" where unknown; empty if none is read. dropped: lines of unknown products.
+    product_names: of each product.
     """
 
     customers: IntArray
@@ -69,6 +77,7 @@ class ShopTables:
     merchant_names: tuple[str, ...]
     segments: tuple[str, ...] = ()
     dropped: int = 0
+    product_names: tuple[str, ...] = ()
 
 
 def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unknown: bool = False) -> ShopTables:
@@ -82,10 +91,11 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
         merchants or days, or a product or customer is listed twice or, for a product, not at all
     """
     roles = (columns.customer, columns.merchant, columns.basket, columns.product)
-    sold_in, sold = _read(folder, files.transactions, (*roles, columns.time))
-    listed_in, listed = _read(folder, files.products, (columns.product, *columns.title))
-    places = _places(_column(listed, columns.product, listed_in), "product", listed_in)
-    of_customer, of_merchant, of_basket, of_product = (_column(sold, role, sold_in) for role in roles)
+    sold_in, sold = read_columns(folder, files.transactions, (*roles, columns.time))
+    listed_in, listed = read_columns(folder, files.products, (columns.product, *columns.title))
+    of_listed = column_of(listed, columns.product, listed_in)
+    places = _places(of_listed, "product", listed_in)
+    of_customer, of_merchant, of_basket, of_product = (column_of(sold, role, sold_in) for role in roles)
     products = np.array([places.get(name, -1) for name in of_product.names], dtype=np.int64)[of_product.numbers]
     unknown = np.flatnonzero(products < 0)
     if len(unknown) and not drop_unknown:
@@ -93,7 +103,7 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
             f"{sold_in}, row {unknown[0] + 1}: product {of_product.at(unknown[0])!r} is not in {listed_in.name} "
             f"({len(unknown):,} such rows): list it there, or set data.options.unknown_products = 'drop'"
         )
-    times = _times(sold, columns.time, sold_in)
+    times = times_of(sold, columns.time, sold_in)
     first = _first_lines(sold_in, of_basket, {"customer": of_customer.numbers, "merchant": of_merchant.numbers}, times)
     order = np.argsort(times[first], kind="stable")
     baskets = np.argsort(order)[of_basket.numbers]
@@ -110,6 +120,7 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
         of_merchant.names,
         _segments(folder, files.customers, columns, of_customer.names) if columns.segment else (),
         len(unknown),
+        tuple(of_listed.names[number] for number in of_listed.numbers),
     )
 
 
@@ -138,7 +149,7 @@ def at_home(tables: ShopTables, share: float) -> ShopTables:
     )
 
 
-def _first_lines(path: Path, baskets: "_Column", same: Mapping[str, IntArray], times: Times) -> IntArray:
+def _first_lines(path: Path, baskets: "Column", same: Mapping[str, IntArray], times: Times) -> IntArray:
     """Return the earliest line of each basket; all its lines must agree in the columns ``same`` and in the day."""
     by_time = np.lexsort((times, baskets.numbers))
     first = by_time[np.unique(baskets.numbers[by_time], return_index=True)[1]]
@@ -152,9 +163,14 @@ def _first_lines(path: Path, baskets: "_Column", same: Mapping[str, IntArray], t
     return first
 
 
-def _read(folder: Path, name: str, columns: Sequence[str]) -> tuple[Path, pa.Table]:
+def find_file(folder: Path, name: str) -> Path | None:
+    """Return the path of a file of one of ``KINDS``, or None."""
+    return next((path for kind in KINDS if (path := folder / f"{name}{kind}").is_file()), None)
+
+
+def read_columns(folder: Path, name: str, columns: Sequence[str]) -> tuple[Path, pa.Table]:
     """Return the path of a file and its ``columns``, those of CSV files as strings."""
-    path = next((path for kind in KINDS if (path := folder / f"{name}{kind}").is_file()), None)
+    path = find_file(folder, name)
     if path is None:
         raise DataError(f"{folder} has no {name}{', '.join(KINDS[:-1])} or {KINDS[-1]}")
     wanted = list(dict.fromkeys(columns))
@@ -184,17 +200,18 @@ def _read(folder: Path, name: str, columns: Sequence[str]) -> tuple[Path, pa.Tab
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """A column of names or numbers. names: distinct, in natural order; numbers: positions in it ``[rows]``."""
 
     names: tuple[str, ...]
     numbers: IntArray
 
     def at(self, row: int) -> str:
+        """Return the name in a row."""
         return self.names[int(self.numbers[row])]
 
 
-def _column(table: pa.Table, column: str, path: Path) -> _Column:
+def column_of(table: pa.Table, column: str, path: Path) -> Column:
     """Return a column, in which no value may be missing."""
     codes, values = pd.factorize(table[column].to_pandas())
     texts = [label_text(value) for value in values]
@@ -203,10 +220,11 @@ def _column(table: pa.Table, column: str, path: Path) -> _Column:
         raise DataError(f"{path}, row {missing[0] + 1}: {column!r} is empty")
     names = tuple(sorted(set(texts), key=natural))
     places = {name: place for place, name in enumerate(names)}
-    return _Column(names, np.array([places[text] for text in texts], dtype=np.int64)[codes])
+    return Column(names, np.array([places[text] for text in texts], dtype=np.int64)[codes])
 
 
-def _times(table: pa.Table, column: str, path: Path) -> Times:
+def times_of(table: pa.Table, column: str, path: Path) -> Times:
+    """Return a column of times, in which every value must be one."""
     values = table[column]
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         found = values.cast(pa.timestamp("s"), safe=False)
@@ -223,7 +241,7 @@ def _times(table: pa.Table, column: str, path: Path) -> Times:
     return times
 
 
-def _places(names: _Column, what: str, path: Path) -> dict[str, int]:
+def _places(names: Column, what: str, path: Path) -> dict[str, int]:
     """Return the row of each name, which must be in one row only."""
     first = np.unique(names.numbers, return_index=True)[1]
     again = np.setdiff1d(np.arange(len(names.numbers)), first)
@@ -240,7 +258,7 @@ def _titles(products: pa.Table, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _segments(folder: Path, name: str, columns: ShopColumns, customers: Sequence[str]) -> tuple[str, ...]:
-    path, table = _read(folder, name, (columns.customer, columns.segment))
-    places = _places(_column(table, columns.customer, path), "customer", path)
+    path, table = read_columns(folder, name, (columns.customer, columns.segment))
+    places = _places(column_of(table, columns.customer, path), "customer", path)
     known = [label_text(value) for value in table[columns.segment].to_pylist()]
     return tuple(known[places[customer]] if customer in places else "" for customer in customers)
