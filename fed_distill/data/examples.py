@@ -47,6 +47,11 @@ class Task:
         return self.name in ("recommend", "next-basket", "marketing-effect")
 
     @property
+    def of_titles(self) -> bool:
+        """Whether first texts are titles joined by ``HISTORY_SEPARATOR``: histories, and profiles of customers."""
+        return self.of_histories or self.name == "profile"
+
+    @property
     def positive_index(self) -> int:
         """Index of ``positive`` among ``classes``."""
         return self.classes.index(self.positive)

@@ -106,7 +106,7 @@ class Scorer:
             longer than those of the training data
         """
         self.check_fields(texts, pairs)
-        separator = HISTORY_SEPARATOR if self.task.of_histories else None
+        separator = HISTORY_SEPARATOR if self.task.of_titles else None
         cleaned = self._clean(texts, "texts", separator)
         return self._scoring.probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
 

@@ -164,7 +164,7 @@ class ServedStudent:
         :raises Overloaded: too much is waiting
         """
         self.student.check_fields(texts, pairs)
-        separator = HISTORY_SEPARATOR if self.student.task.of_histories else None
+        separator = HISTORY_SEPARATOR if self.student.task.of_titles else None
         cleaned = self._clean(texts, "texts", separator)
         return await self._scoring.probabilities(Pairs(cleaned, None if pairs is None else self._clean(pairs, "pairs")))
 

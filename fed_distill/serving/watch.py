@@ -81,7 +81,7 @@ class StudentDrift:
         self.student, self.features = student, features
         self.shares: dict[str, float] = {part: one.unseen_share for part, one in reference.texts.items()}
         self._window = DriftWindow(histograms(reference, student.student.variant), seconds)
-        self._separator = HISTORY_SEPARATOR if student.student.task.of_histories else None
+        self._separator = HISTORY_SEPARATOR if student.student.task.of_titles else None
 
     def count(self, watched: Watched, now: float) -> dict[str, tuple[int, int]]:
         """Count texts and scores, and return the features and unseen features of each part. now: of a monotonic clock.

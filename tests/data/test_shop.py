@@ -324,6 +324,9 @@ def test_profiles_are_the_most_frequent_products_and_no_customer_is_on_both_side
     trained = {group for table in (tables[0], *tables[3:]) for group in table.groups.tolist()}
     assert trained and not trained & set(data.test.groups.tolist())
     assert sum(len(table) for table in tables) <= (CUSTOMERS - 1) * len(STORES)
+    longest = max(len(title) for table in tables for text in table.texts for title in text.split(" ; "))
+    short = config(folder, task="profile", products=3).model_copy(update={"test_share": 0.3, "max_characters": longest})
+    assert load(short).account["cleaning"]["rows_kept"] == data.account["cleaning"]["rows_kept"], "it is of a title"
 
 
 def test_the_complete_journey_is_verified_and_sensitive_segments_are_refused(folder: Path, tmp_path: Path) -> None:

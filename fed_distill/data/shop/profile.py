@@ -45,6 +45,7 @@ def profiles(tables: ShopTables, config: DataConfig, history: int) -> LabeledRow
         config,
         merchants=[tables.merchant_names[merchant] for merchant, _ in keys],
         groups=[customer for _, customer in keys],
+        titles=history,
     )
 
 
