@@ -140,7 +140,7 @@ def test_a_customers_home_is_where_most_of_the_early_baskets_are(tmp_path: Path)
         for at, (store, day) in enumerate(rows)
     ]
     folder = write(tmp_path / "shop", {"transactions": lines, "products": ["tea,tea"]})
-    tables = at_home(read_tables(folder, ShopColumns(), ShopFiles()), 6 / 11)
+    tables = at_home(read_tables(folder, ShopColumns(), ShopFiles()), np.arange(11) < 6)
     stayed = {
         name: {tables.merchant_names[at] for at in tables.merchants[tables.customers == customer]}
         for customer, name in enumerate(tables.customer_names)

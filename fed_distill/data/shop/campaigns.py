@@ -169,6 +169,23 @@ def _products(
     return tuple(np.array(found[campaign], dtype=np.int64) for campaign in names)
 
 
+def before_campaigns(tables: ShopTables, campaigns: Campaigns) -> npt.NDArray[np.bool_]:
+    """Return which baskets are before the first campaign that a customer is an example of, bool ``[baskets]``.
+
+    They decide at which merchant a customer is at home: a later basket can be one that the campaign made.
+    """
+    days = tables.times.astype("datetime64[D]")
+    until = np.full(len(tables.customer_names), np.datetime64("NaT"), dtype="datetime64[D]")
+    for campaign in np.argsort(campaigns.starts, kind="stable"):
+        start = campaigns.starts[campaign]
+        visits = np.stack([tables.customers, tables.merchants])[:, days < start]
+        keys, counts = np.unique(visits, axis=1, return_counts=True)
+        ready = np.intersect1d(keys[0][counts >= _FEWEST_BASKETS], campaigns.customers[campaigns.campaigns == campaign])
+        until[ready[np.isnat(until[ready])]] = start
+    found: npt.NDArray[np.bool_] = days < until[tables.customers]
+    return found
+
+
 def campaign_rows(tables: ShopTables, campaigns: Campaigns, config: DataConfig, history: int) -> LabeledRows:
     """Return a row for each customer of a campaign who had bought often enough before.
 

@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
 from fed_distill.config import DataConfig
 from fed_distill.data.campaign_cells import MARKETING_EFFECT
 from fed_distill.data.dataset import Source
-from fed_distill.data.shop.campaigns import Campaigns, campaign_rows, read_campaigns
+from fed_distill.data.shop.campaigns import Campaigns, before_campaigns, campaign_rows, read_campaigns
 from fed_distill.data.shop.journey_campaigns import CAMPAIGN_SHA256, journey_campaigns
 from fed_distill.data.shop.next_basket import BasketOptions, NextBasket
 from fed_distill.data.shop.profile import PROFILE, profiles
@@ -71,20 +72,28 @@ class _Baskets:
         """
         if config.partition != "merchant":
             raise ConfigError(f"purchases have merchants: remove data.partition = {config.partition!r}")
-        if self.home_only:
-            tables = at_home(tables, 1.0 - config.valid_share - config.test_share)
         if campaigns is not None:
             if self.placebo == "before":
                 campaigns = campaigns.before()
             elif self.placebo == "permuted":
                 campaigns = campaigns.permuted(config.seed)
+            if self.home_only:
+                tables = at_home(tables, before_campaigns(tables, campaigns))
             return campaign_rows(tables, campaigns, config, self.products)
+        early = np.arange(len(tables.times)) < (1.0 - config.valid_share - config.test_share) * len(tables.times)
         if config.task == PROFILE:
-            return profiles(tables, config, self.products)
+            return profiles(at_home(tables, early) if self.home_only else tables, config, self.products)
         options = BasketOptions(
             self.history, self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates
         )
-        return NextBasket.build(tables, config, options)
+        if not self.home_only:
+            return NextBasket.build(tables, config, options)
+        while True:
+            source = NextBasket.build(at_home(tables, early), config, options)
+            late = early & (tables.times >= source.end)
+            if not late.any():
+                return source
+            early &= ~late  # validation and test decide nobody's home; the next end depends on the homes in turn
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class NextBasket:
     owners, groups: merchant and customer of each basket ``[n]``. parts: see ``HasParts``. histories: the customer's
     last purchases at the merchant, positions in ``items``, oldest first; a product that was bought twice is in it
     twice. baskets: products of the basket, positions in ``items``. items: distinct titles. assortments: of each
-    merchant, what it sold before the period of validation.
+    merchant, what it sold before the period of validation. end: first time of this period.
     """
 
     names: tuple[str, ...]
@@ -65,6 +65,7 @@ class NextBasket:
     baskets: tuple[tuple[int, ...], ...]
     items: tuple[str, ...]
     assortments: tuple[IntArray, ...]
+    end: np.datetime64
     options: BasketOptions
     account: Mapping[str, Any] = field(default_factory=dict)
     task: Task = NEXT_BASKET
@@ -103,6 +104,7 @@ class NextBasket:
             tuple(contents[row] for row in rows),
             items,
             _assortments(contents[:trained], tables.merchants[:trained], len(tables.merchant_names)),
+            end,
             options,
             account,
         )

@@ -124,11 +124,12 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
     )
 
 
-def at_home(tables: ShopTables, share: float) -> ShopTables:
-    """Keep of each customer the baskets at one merchant: where most of the customer's are among the first ``share`` of
-    all baskets, so that later ones decide nothing, and of several such the one visited first; without any of those,
-    where the first is."""
-    early = np.arange(len(tables.times)) < share * len(tables.times)
+def at_home(tables: ShopTables, early: npt.NDArray[np.bool_]) -> ShopTables:
+    """Keep of each customer the baskets at one merchant.
+
+    :param early: which baskets decide, ``[baskets]``: the merchant is where most of the customer's are among these, of
+        several such the one visited first; without any of those, where the first of all is
+    """
     visits = np.stack([tables.customers, tables.merchants])[:, early]
     keys, since, counts = np.unique(visits, axis=1, return_index=True, return_counts=True)
     best = np.lexsort((since, -counts, keys[0]))
