@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
 from fed_distill.data.dataset import IntArray
@@ -21,6 +22,8 @@ from fed_distill.data.tasks import label_text
 from fed_distill.errors import DataError
 
 KINDS = (".parquet", ".csv", ".csv.gz")
+_OFFSET = r"(\d[T ]\d.*?)\s*(?:Z|[+-]\d\d(?::?\d\d)?)$"
+"""Offset from UTC at the end of a time of ISO 8601, after the time without it."""
 Times = npt.NDArray[np.datetime64]
 
 
@@ -225,13 +228,20 @@ def column_of(table: pa.Table, column: str, path: Path) -> Column:
 
 
 def times_of(table: pa.Table, column: str, path: Path) -> Times:
-    """Return a column of times, in which every value must be one."""
+    """Return a column of times, in which every value must be one.
+
+    Times are those of the shop's clock, of which campaigns' days are too: an offset from UTC is dropped.
+    """
     values = table[column]
+    if pa.types.is_timestamp(values.type) and values.type.tz is not None:
+        values = pc.local_timestamp(values)
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         found = values.cast(pa.timestamp("s"), safe=False)
     else:
-        parsed = pd.to_datetime(values.to_pandas().astype("string"), format="ISO8601", errors="coerce", utc=True)
-        found = pa.array(parsed.dt.tz_localize(None)).cast(pa.timestamp("s"), safe=False)
+        texts = values.to_pandas().astype("string").str.strip()
+        local = texts.str.replace(_OFFSET, r"\1", regex=True).where(texts.str.match(r"\d"))  # neither "now" nor "-5"
+        parsed = pd.to_datetime(local, format="ISO8601", errors="coerce")
+        found = pa.array(parsed).cast(pa.timestamp("s"), safe=False)
     missing = np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))
     if len(missing):
         raise DataError(
