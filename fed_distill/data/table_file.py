@@ -100,16 +100,24 @@ def _quiet() -> Iterator[None]:
 def _open(path: Path, wanted: list[str], scratch: str, option: str, encoding: str) -> Dataset:
     suffix = format_of(path)
     if suffix == ".parquet":
-        table = Dataset.from_parquet(str(path), cache_dir=scratch, keep_in_memory=True)
+        table = Dataset.from_parquet(_plain_name(path, scratch), cache_dir=scratch, keep_in_memory=True)
     else:
         text = as_utf8(path, Path(scratch), encoding)
         if suffix in _LINES:
-            table = Dataset.from_json(str(text), cache_dir=scratch, keep_in_memory=True)
+            table = Dataset.from_json(_plain_name(text, scratch), cache_dir=scratch, keep_in_memory=True)
         else:
             table = _open_delimited(path, text, wanted, scratch, option)
     if not isinstance(table, Dataset):
         raise DataError(f"{path} contains more than one table")
     return table
+
+
+def _plain_name(path: Path, scratch: str) -> str:
+    """Return the path of a link to a file: the library takes ``sales [2024].csv`` for a pattern that matches another
+    file or none."""
+    link = Path(scratch) / "table"
+    link.symlink_to(path.resolve())
+    return str(link)
 
 
 def format_of(path: Path) -> str:
@@ -147,7 +155,7 @@ def _open_delimited(path: Path, text: Path, wanted: list[str], scratch: str, opt
     header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
     # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
     table: Dataset = Dataset.from_csv(
-        str(text),
+        _plain_name(text, scratch),
         features=Features({name: Value("string") for name in header}),
         cache_dir=scratch,
         keep_in_memory=True,
