@@ -75,10 +75,12 @@ def init(
 
 
 def _say(found: "Recognized", format_text: str, doubts: tuple[str, ...], target: Path) -> None:
+    from fed_distill.text.words import one_line
+
     console = Console()
 
     def line(name: str, value: str) -> None:
-        console.print(f"{name:<10}{escape(value)}", soft_wrap=True, highlight=False)
+        console.print(f"{name:<10}{escape(one_line(value))}", soft_wrap=True, highlight=False)
 
     line("table", f"{found.path}: {format_text}, {found.rows:,} rows")
     line("task", found.task)
@@ -95,5 +97,6 @@ def _say(found: "Recognized", format_text: str, doubts: tuple[str, ...], target:
     if found.dropped:
         line("dropped", ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items()))
     for doubt in doubts:
-        console.print(f"[yellow]not certain:[/] {escape(doubt)}", soft_wrap=True, highlight=False)
-    console.print(f"written: {escape(str(target))}; run it: fed-distill run {escape(str(target))}", soft_wrap=True)
+        console.print(f"[yellow]not certain:[/] {escape(one_line(doubt))}", soft_wrap=True, highlight=False)
+    file = escape(one_line(str(target)))
+    console.print(f"written: {file}; run it: fed-distill run {file}", soft_wrap=True)

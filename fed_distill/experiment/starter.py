@@ -14,6 +14,7 @@ from fed_distill.data import load
 from fed_distill.data.recognize import Recognized
 from fed_distill.errors import DataError
 from fed_distill.experiment.preflight import check_settings, check_with_data
+from fed_distill.text.words import one_line
 
 LEAST_ROWS = 60
 """Rows below which no split leaves examples to train, validate and test on."""
@@ -89,11 +90,12 @@ def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
 def _written(found: Recognized, file: Path, data: Mapping[str, Any], teacher: str, doubts: Sequence[str]) -> str:
     """Return the file's text."""
     steps = max(40, min(200, found.rows // 16))
-    unsure = "".join(f"# - {doubt}\n" for doubt in (*found.doubts, *doubts))
+    name = one_line(str(file))
+    unsure = "".join(f"# - {one_line(doubt)}\n" for doubt in (*found.doubts, *doubts))
     dropped = ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items())
     parts = [
-        f"# A first experiment on {found.path.name}, by `fed-distill init`. Run it: fed-distill run {file}\n",
-        f"# `fed-distill data describe {file}` shows how the rows are cleaned and split, and "
+        f"# A first experiment on {one_line(found.path.name)}, by `fed-distill init`. Run it: fed-distill run {name}\n",
+        f"# `fed-distill data describe {name}` shows how the rows are cleaned and split, and "
         "`fed-distill keys data` all keys.\n",
         f"#\n# Not certain:\n{unsure}" if unsure else "",
         _toml({"name": as_name(file.stem)}),
@@ -116,9 +118,9 @@ def _written(found: Recognized, file: Path, data: Mapping[str, Any], teacher: st
         "\n[data.options.labels] # class of each label in the file; rows of other labels are dropped\n"
         if found.labels
         else "",
-        f"# {found.why}\n" if found.labels else "",
+        f"# {one_line(found.why)}\n" if found.labels else "",
         _toml(found.labels),
-        f"# dropped: {dropped}\n" if found.labels and dropped else "",
+        f"# dropped: {one_line(dropped)}\n" if found.labels and dropped else "",
         "\n[teacher]\n",
         _teacher_lines(teacher, steps),
         '\n[student]\nmodel = "two-tower" # `fed-distill models` lists the others\n',

@@ -35,3 +35,14 @@ def gap_spans(text: str) -> list[Span]:
     """Return the spans of what white space separates in ``text``."""
     edges = [at for at, sign in enumerate(f" {text} ") if sign.isspace()]
     return [(before, after - 1) for before, after in pairwise(edges) if after - before > 1]
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` with Python's escapes for line ends and whatever else is not printed, such as a terminal's
+    commands: it can stand in a comment or a message."""
+    return "".join(
+        sign.encode("unicode_escape").decode()
+        if (kind := unicodedata.category(sign))[0] in "CZ" and kind != "Zs"
+        else sign
+        for sign in text
+    )

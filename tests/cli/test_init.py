@@ -120,3 +120,32 @@ def test_an_unfit_table_names_the_remedy_and_nothing_is_written(entered, here, n
     assert (code, out) == (2, "")
     assert message in errors
     assert not list(here.glob("*.toml"))
+
+
+FORGED = '3\n[privacy]\nunit = "none"\n#\x1b[2J\x01'
+
+
+@pytest.mark.parametrize("place", ["a dropped label", "a label", "a column", "the file's name", "--out"])
+def test_nothing_in_a_table_becomes_a_setting_or_a_command_of_the_terminal(entered, here, place):
+    """Line ends end a comment of TOML, and other control characters are not allowed in one."""
+    draw = random.Random(0)
+    words = ("red", "blue", "shoe", "chair", "lamp", "phone", "case", "green", "oak", "pine", "light", "kitchen")
+    table = here / ("a" + FORGED.replace("\n[", "[") + "\n.csv" if place == "the file's name" else "table.csv")
+    with table.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["review", "label", f"grade{FORGED}" if place == "a column" else "grade"])
+        for number in range(200):
+            label = ("positive", "negative")[number % 2]
+            if place == "a dropped label" and number % 20 == 0:
+                label = FORGED
+            if place == "a label":
+                label = (FORGED, "other", "third")[number % 3]
+            out.writerow([" ".join(draw.sample(words, 5)) + f" {number}", label, "uv"[number % 2]])
+    target = f"to{FORGED}.toml".replace("/", "") if place == "--out" else "first.toml"
+    code, out, errors = entered("init", str(table.name), "--out", target)
+    assert code == 0, errors
+    assert "\x1b" not in out and "\n[privacy]" not in out
+    settings = tomllib.loads((here / target).read_text(encoding="utf-8"))
+    assert "privacy" not in settings
+    labels = settings["data"]["options"].get("labels", {})
+    assert labels == ({} if place == "a label" else {"positive": "positive", "negative": "negative"})
