@@ -38,7 +38,7 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Content of ``summary.json``."""
-        return read_summary(self.folder)
+        return read_summary(self.folder, ("name", "task", "dataset", "headline", "federations"))
 
     @property
     def comparison(self) -> pd.DataFrame:

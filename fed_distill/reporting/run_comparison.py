@@ -26,6 +26,8 @@ _OF_TRAINING = ("proxy_", "public_labels", "client_labels", "clicks")
 """Keys of ``[data]`` by which test queries do not change."""
 _MORE = ("merchant_accuracy", "retention", "uplink_bytes", "downlink_bytes", "seconds")
 """Other figures of the main federations."""
+_NEEDED = ("task", "seeds", "headline", "teacher", "controls", "federations", "federation")
+"""Keys of a summary that are compared."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def compare_runs(ours: Path, theirs: Path) -> RunComparison:
     :raises CheckpointError: one is not the folder of a finished run
     :raises ConfigError: their tasks differ
     """
-    summaries = read_summary(ours), read_summary(theirs)
+    summaries = read_summary(ours, _NEEDED), read_summary(theirs, _NEEDED)
     experiments = read_experiment(ours), read_experiment(theirs)
     first, second = summaries
     if first["task"] != second["task"]:

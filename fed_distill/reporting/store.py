@@ -217,14 +217,16 @@ def read_experiment(folder: Path) -> Experiment:
     return Experiment.read(path)
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return ``summary.json`` of a run; raise CheckpointError if it is missing or damaged."""
+def read_summary(folder: Path, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """Return ``summary.json`` of a run; raise CheckpointError if it is missing, damaged or without one of ``needs``."""
     path = folder / SUMMARY
     if not path.exists() and not (folder / EXPERIMENT).exists():
         raise CheckpointError(f"{folder} has no {SUMMARY} and no {EXPERIMENT}: it is not the folder of a run")
     if not path.exists():
         raise CheckpointError(f"{folder} has no {SUMMARY}: the run is not finished; continue it with --resume")
-    summary: dict[str, Any] = read_json(path)
+    summary = read_json(path)
+    if not isinstance(summary, dict) or not set(needs) <= set(summary):
+        raise CheckpointError(f"{path} is not a run's summary: restore a copy of it, or delete the run to repeat it")
     return summary
 
 
