@@ -9,7 +9,7 @@ and memory again without the rest.
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from experiments.benchmarks.rankers import Model
 from experiments.benchmarks.ranking_speed import TITLES, Speed, measure_in_process
 from fed_distill.evaluation.statistics import Estimate, difference, estimate
+from fed_distill.reporting.wording import number, signed
 from fed_distill.storage.files import read_json, strict_json, write_atomic
 
 MODELS, TEXTS, SPEED = "models.json", "texts.json", "speed.json"
@@ -53,7 +54,7 @@ def table(rows: Sequence[Row]) -> str:
             row.model.name,
             row.model.trained_on,
             _interval(estimate(own)),
-            "" if row is rows[0] else _interval(estimate(difference(own, first)), sign="+"),
+            "" if row is rows[0] else _interval(estimate(difference(own, first)), signed),
             f"{row.model.bytes / 1e6:.1f}",
             "" if speed.texts is None else f"{float(f'{speed.texts:.2g}'):,.0f}",
             _pair(speed.titles),
@@ -112,9 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _interval(found: Estimate, sign: str = "") -> str:
+def _interval(found: Estimate, written: Callable[[float], str] = number) -> str:
     half = "" if found.half_width is None else f" ± {found.half_width:.4f}"
-    return f"{found.value:{sign}.4f}{half}"
+    return f"{written(found.value)}{half}"
 
 
 def _pair(values: tuple[float, float]) -> str:

@@ -66,7 +66,7 @@ def test_differences_are_paired_with_the_first_row(tmp_path):
     lines = table([first, second]).splitlines()
     # mean 0.75, standard error 0.25, Student's quantile for one degree of freedom 12.7062
     assert lines[2] == "| one | labels | 0.7500 ± 3.1766 |  | 2.5 | 81,000 | 1.23 / 56 | 0.10 / 1,234 | 346 |"
-    assert lines[3].startswith("| two | nothing | 0.6500 ± 3.1766 | -0.1000 ± 0.0000 | 2.5 |  | 1.00 / 2.00 |  | 9 |")
+    assert lines[3].startswith("| two | nothing | 0.6500 ± 3.1766 | −0.1000 ± 0.0000 | 2.5 |  | 1.00 / 2.00 |  | 9 |")
 
 
 def test_a_model_is_measured_in_its_own_process(tiny_run, tmp_path):
