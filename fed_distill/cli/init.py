@@ -3,6 +3,7 @@
 Slow imports are inside the command.
 """
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,5 +99,5 @@ def _say(found: "Recognized", format_text: str, doubts: tuple[str, ...], target:
         line("dropped", ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items()))
     for doubt in doubts:
         console.print(f"[yellow]not certain:[/] {escape(one_line(doubt))}", soft_wrap=True, highlight=False)
-    file = escape(one_line(str(target)))
-    console.print(f"written: {file}; run it: fed-distill run {file}", soft_wrap=True)
+    file = one_line(str(target))
+    console.print(escape(f"written: {file}; run it: fed-distill run {shlex.quote(file)}"), soft_wrap=True)

@@ -244,7 +244,10 @@ def main() -> None:
 
 
 def _complain(problem: str) -> NoReturn:
-    Console(stderr=True, emoji=False).print(f"[bold red]error:[/] {escape(problem)}", soft_wrap=True)
+    from fed_distill.text.words import one_line
+
+    shown = "\n".join(one_line(line) for line in problem.split("\n"))  # a terminal's commands from data are not obeyed
+    Console(stderr=True, emoji=False).print(f"[bold red]error:[/] {escape(shown)}", soft_wrap=True)
     sys.exit(2)
 
 

@@ -4,6 +4,7 @@ Slow imports are inside the command.
 """
 
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -20,6 +21,12 @@ def serve(
     init: Annotated[bool, typer.Option("--init", help="write DIR/serve.toml and print its first key")] = False,
     student: Annotated[
         Path | None, typer.Option(metavar="EXPORT", help="with --init: folder that fed-distill export wrote")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(metavar="INDEX", help="of an export, or with --init: folder of fed-distill index")
+    ] = None,
+    trained: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="of an export, or with --init: run whose student explains scores")
     ] = None,
     new_key: Annotated[
         str | None, typer.Option("--add-key", metavar="NAME", help="add a key to DIR/serve.toml and print it")
@@ -39,18 +46,19 @@ def serve(
     """Serve a student over HTTP until stopped, or write its settings and keys."""
     from fed_distill.serving.service_files import add_key, write_serve_file
 
+    beside = {name: path for name, path in (("index", index), ("trained", trained)) if path is not None}
     if init:
         if student is None:
             raise ConfigError("--init writes settings for an export: add --student EXPORT")
-        _print_key(write_serve_file(folder, student), "operator")
+        _print_key(write_serve_file(folder, student, beside), "operator")
     elif new_key is not None:
         chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
         _print_key(add_key(folder, new_key, chosen, _time(expires), rate), new_key)
     else:
-        _run(folder, port, logs)
+        _run(folder, port, logs, beside)
 
 
-def _run(folder: Path, port: int | None, logs: str) -> None:
+def _run(folder: Path, port: int | None, logs: str, beside: Mapping[str, Path]) -> None:
     try:
         from fed_distill.serving.running import run_service
         from fed_distill.serving.service_logs import LogStyle, log_service
@@ -60,7 +68,7 @@ def _run(folder: Path, port: int | None, logs: str) -> None:
         raise ConfigError(f"--logs must be text or json, not {logs!r}")
     style = cast(LogStyle, logs)
     log_service(style)
-    run_service(folder, port, style)
+    run_service(folder, port, style, beside)
 
 
 def _time(text: str | None) -> datetime | None:

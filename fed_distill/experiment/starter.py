@@ -19,6 +19,8 @@ from fed_distill.text.words import one_line
 LEAST_ROWS = 60
 """Rows below which no split leaves examples to train, validate and test on."""
 _CLIENTS = 4
+_ENOUGH = 1000
+"""Rows below which no difference between methods can be expected to be clear of chance."""
 """Merchants that a federation has at least, the server's own among them."""
 _PARTITIONS = (4, 20)
 _ATTEMPTS: tuple[Mapping[str, Any], ...] = (
@@ -48,6 +50,10 @@ def starter(found: Recognized, file: Path) -> tuple[str, list[str]]:
             f"{LEAST_ROWS} or more, and a useful student thousands: add rows"
         )
     merchants, doubts = _merchants(found)
+    if found.rows < _ENOUGH:
+        doubts.append(
+            f"{found.rows:,} rows show that the file works, and too few to measure a gain: that takes thousands"
+        )
     teacher = "minilm" if _has_minilm() and found.ascii_share >= _ASCII_SHARE else "bert-small"
     problem: DataError | None = None
     for changes in _ATTEMPTS:
@@ -81,9 +87,10 @@ def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
     }
     if not found.sizes:
         return invented, []
+    enough = sum(size >= 8 for size in found.sizes.values())
     return invented, [
-        f"column {found.columns['merchant']!r} has fewer than {_CLIENTS} merchants of 8 rows, so that rows are dealt "
-        "out to invented ones; with more rows, remove data.partition"
+        f"column {found.columns['merchant']!r} has {enough} merchants of 8 rows or more, and a federation needs "
+        f"{_CLIENTS}: rows are dealt out to {invented['partitions']} invented ones; with more rows, remove data.partition"
     ]
 
 
@@ -103,7 +110,7 @@ def _written(found: Recognized, file: Path, data: Mapping[str, Any], teacher: st
         _toml({"controls": ["student", "server", "pooled", "fedavg"]}),
         "\n[data]\n",
         _toml({"dataset": "table", "task": found.task}),
-        _merchant_lines(data),
+        _merchant_lines(data, bool(found.sizes)),
         "# The proxy set: texts without labels that everybody holds; here from the rows of the public merchants.\n",
         _toml({"proxy_size": 2000}),
         "\n[data.options] # a relative path is in the folder in which the command is started\n",
@@ -136,9 +143,10 @@ def _written(found: Recognized, file: Path, data: Mapping[str, Any], teacher: st
     return "".join(parts)
 
 
-def _merchant_lines(data: Mapping[str, Any]) -> str:
+def _merchant_lines(data: Mapping[str, Any], named: bool) -> str:
     if "partition" in data:
-        comment = "# No column names the merchants: rows are dealt out to invented ones, with skewed labels.\n"
+        why = "Too few merchants have enough rows" if named else "No column names the merchants"
+        comment = f"# {why}: rows are dealt out to invented ones, with skewed labels.\n"
     else:
         comment = "# Merchants with fewer rows are public: their rows are the server's.\n"
     return comment + _toml(data)

@@ -14,8 +14,8 @@ from fed_distill.reporting.store import REPORT, read_summary
 from fed_distill.reporting.tables import STAR, comparison_cells
 
 _DISPENSABLE = (
-    "accuracy", "above fedavg", "worst tenth", "macro-F1", "merchants: mean", "retention", "up / down a round", "time",
-    "above server", "AUC",
+    "accuracy", "above fedavg", "worst tenth", "macro-F1", "merchants: mean", "worst", "gap closed in AUC", "AUC",
+    "time", "cold start", "gap closed", "retention", "up / down a round", "above server",
 )  # fmt: skip
 """Columns that a narrow terminal omits, in this order; the headline metric is never omitted."""
 
@@ -25,7 +25,11 @@ def show(folder: Path, note: str = "", console: Console | None = None) -> None:
     is one, and the report's path."""
     console = console or Console()
     summary = read_summary(folder)
-    console.print(_comparison(summary, console.width))
+    table, left_out = _comparison(summary, console.width)
+    console.print(table)
+    if left_out:
+        more = f"{left_out} more columns: in the report, and by fed-distill report {folder} --markdown"
+        console.print(escape(more), highlight=False, soft_wrap=True)
     if adds := headline(summary):
         console.print(adds, highlight=False)
     if is_private(summary["privacy"]):
@@ -35,8 +39,8 @@ def show(folder: Path, note: str = "", console: Console | None = None) -> None:
     console.print(f"report: {escape(str(folder / REPORT))}", soft_wrap=True)
 
 
-def _comparison(summary: Mapping[str, Any], width: int) -> Table:
-    """Return the comparison with as many columns as fit; the report has all."""
+def _comparison(summary: Mapping[str, Any], width: int) -> tuple[Table, int]:
+    """Return the comparison with as many columns as fit, and the number of those that are left out."""
     lines = comparison_cells(summary)
     shown = list(range(len(lines[0])))
     for title in _DISPENSABLE:
@@ -48,4 +52,4 @@ def _comparison(summary: Mapping[str, Any], width: int) -> Table:
         table.add_column(lines[0][place], justify="left" if place == 0 else "right", no_wrap=True)
     for cells in lines[1:]:
         table.add_row(*(escape(cells[place]) for place in shown))
-    return table
+    return table, len(lines[0]) - len(shown)

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fed_distill.errors import ConfigError
@@ -23,17 +23,20 @@ from fed_distill.serving.supervisor import supervise
 _log = logging.getLogger(__name__)
 
 
-def run_service(folder: Path, port: int | None = None, logs: LogStyle = "text") -> None:
+def run_service(
+    folder: Path, port: int | None = None, logs: LogStyle = "text", beside: Mapping[str, Path] | None = None
+) -> None:
     """Serve the student of ``folder`` until stopped.
 
     :param folder: with ``serve.toml``, or an export
     :param port: instead of the file's
     :param logs: form of the workers' log lines
+    :param beside: of an export: its ``index`` and ``trained`` run, see ``read_serve_config``
     :raises ConfigError: settings are wrong, the address cannot be used, or a package is missing
     :raises ModelError: a student cannot be loaded
     :raises ServiceError: workers cannot start, or end again and again
     """
-    config = read_serve_config(folder)
+    config = read_serve_config(folder, beside)
     if port is not None:
         config = config.model_copy(update={"service": config.service.model_copy(update={"port": port})})
     keys = folder if (folder / SERVE).exists() else None

@@ -5,6 +5,7 @@ Relative folders are relative to the file. A key is stored as its SHA-256 hash o
 
 import ipaddress
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -156,18 +157,22 @@ class ServeConfig(ConfigTable):
             )
 
 
-def read_serve_config(folder: Path) -> ServeConfig:
+def read_serve_config(folder: Path, beside: Mapping[str, Path] | None = None) -> ServeConfig:
     """Read ``serve.toml`` of ``folder``; a folder that is an export itself is served with default settings.
 
-    :raises ConfigError: the folder is neither, or the file is not valid; the message names the key
+    :param beside: of an export: folders by their key of ``[service]``, ``index`` and ``trained``
+    :raises ConfigError: the folder is neither, ``beside`` is given and there is a file, or the file is not valid; the
+        message names the key
     """
     path = folder / SERVE
     if not path.exists():
         if (folder / EXPORT).is_file():
-            return ServeConfig(service=ServiceTable(student=folder))
+            return ServeConfig(service=ServiceTable.model_validate({"student": folder, **(beside or {})}))
         raise ConfigError(
             f"{folder} has neither {SERVE} nor {EXPORT}: write one with fed-distill serve {folder} --init"
         )
+    for name in beside or {}:
+        raise ConfigError(f"--{name} is of an export, and {path} exists: set service.{name} there")
     found = _validated(path, read_toml(path, "service settings"))
     tables = {"service": found.service, "canary": found.canary, "shadow": found.shadow}
     return found.model_copy(update={name: _placed(table, folder) for name, table in tables.items() if table})

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import get_args
@@ -21,9 +21,10 @@ RATE = 100.0
 """Requests a second of a key unless told otherwise."""
 
 
-def write_serve_file(folder: Path, student: Path) -> str:
+def write_serve_file(folder: Path, student: Path, beside: Mapping[str, Path] | None = None) -> str:
     """Write ``serve.toml`` for the export ``student`` into ``folder``, with a key of all scopes, and return the key.
 
+    :param beside: further folders by their key of ``[service]``: ``index`` and ``trained``
     :raises ConfigError: there is a file already
     :raises ModelError: ``student`` is not an export
     """
@@ -32,11 +33,18 @@ def write_serve_file(folder: Path, student: Path) -> str:
         raise ConfigError(f"{path} exists: add a key with fed-distill serve {folder} --add-key NAME, or edit it")
     ExportDescription.read(student)
     make_folder(folder)
-    place = os.path.relpath(os.path.abspath(student), folder.resolve())  # a link stays one: it may be switched
-    text = (
-        "# Settings of fed-distill serve; docs/how-to/serving.md has them all. Keys are read again when this changes.\n"
-        f'[service]\nstudent = {json.dumps(place)}\nvariant = "float32"\nhost = "127.0.0.1"\nport = 8080\n'
-    )
+    lines = [
+        "# Settings of fed-distill serve; docs/how-to/serving.md has them all. Keys are read again when this changes."
+    ]
+    lines.append("[service]")
+    for name, found in {"student": student, **(beside or {})}.items():
+        place = os.path.relpath(os.path.abspath(found), folder.resolve())  # a link stays one: it may be switched
+        lines.append(f"{name} = {json.dumps(place)}")
+    if "index" not in (beside or {}):
+        lines.append('# index = "FOLDER"   # of fed-distill index, for /search')
+    if "trained" not in (beside or {}):
+        lines.append('# trained = "RUN"    # whose student explains scores, for /explain')
+    text = "\n".join([*lines, 'variant = "float32"', 'host = "127.0.0.1"', "port = 8080", ""])
     text, key = _with_key(path, text, "operator", SCOPES, None, RATE)
     write_atomic(path, text, private=True)
     return key

@@ -109,6 +109,19 @@ def test_folders_are_relative_to_the_file(exported, tmp_path, monkeypatch):
     assert read_serve_config(tmp_path / "s").service.student.resolve() == export.resolve()
 
 
+def test_an_index_and_a_run_are_named_beside_an_export_or_written_into_the_file(exported, tmp_path):
+    export, beside = exported("two-tower")[1], {"index": tmp_path / "products", "trained": tmp_path / "run"}
+    service = read_serve_config(export, beside).service
+    assert (service.student, service.index, service.trained) == (export, *beside.values())
+    assert read_serve_config(export).service.index is None
+
+    write_serve_file(tmp_path / "s", export, beside)
+    written = read_serve_config(tmp_path / "s").service
+    assert written.index.resolve() == beside["index"] and written.trained.resolve() == beside["trained"]
+    with pytest.raises(ConfigError, match=r"--index is of an export, and .*serve.toml exists: set service.index there"):
+        read_serve_config(tmp_path / "s", beside)
+
+
 def batches_of(jobs, max_rows, max_waiting=1000, fail=()):
     """Answers of jobs that arrive while the first one is computed, and the batches that were computed."""
     batches, first = [], threading.Event()
