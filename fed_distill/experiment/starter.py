@@ -19,9 +19,9 @@ from fed_distill.text.words import one_line
 LEAST_ROWS = 60
 """Rows below which no split leaves examples to train, validate and test on."""
 _CLIENTS = 4
+"""Merchants that a federation has at least, the server's own among them."""
 _ENOUGH = 1000
 """Rows below which no difference between methods can be expected to be clear of chance."""
-"""Merchants that a federation has at least, the server's own among them."""
 _PARTITIONS = (4, 20)
 _ATTEMPTS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -90,7 +90,8 @@ def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
     enough = sum(size >= 8 for size in found.sizes.values())
     return invented, [
         f"column {found.columns['merchant']!r} has {enough} merchants of 8 rows or more, and a federation needs "
-        f"{_CLIENTS}: rows are dealt out to {invented['partitions']} invented ones; with more rows, remove data.partition"
+        f"{_CLIENTS}, so that rows are dealt out to {invented['partitions']} invented ones; with more rows, remove "
+        "data.partition"
     ]
 
 
