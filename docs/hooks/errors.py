@@ -19,8 +19,8 @@ def page() -> str:
 
 
 def family(base: type[FedDistillError]) -> list[type[FedDistillError]]:
-    """Return the subclasses of ``base`` in this package, each followed by its own."""
-    own = [one for one in base.__subclasses__() if one.__module__.startswith("fed_distill.")]
+    """Return the subclasses of ``base`` in its module, each followed by its own; those elsewhere are details of it."""
+    own = [one for one in base.__subclasses__() if one.__module__ == base.__module__]
     return [found for one in own for found in (one, *family(one))]
 
 

@@ -1,4 +1,8 @@
-"""MkDocs hook: add the generated reference pages and the repository's files that pages link to."""
+"""MkDocs hook: add the generated reference pages and the repository's files that pages link to.
+
+The reference is in the repository too, for those who read it there: ``python -m docs.hooks.site`` writes it again after
+a change of the code, and a test compares it.
+"""
 
 import posixpath
 import re
@@ -48,6 +52,8 @@ def outside(text: str, page: str) -> Iterator[tuple[re.Match[str], Path]]:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add generated pages, and files of the repository that pages link to."""
     for path, text in generated().items():
+        if (written := files.get_file_from_path(path)) is not None:
+            files.remove(written)
         files.append(File.generated(config, path, content=text))
     for page in files.documentation_pages():
         for _, place in outside(page.content_string, page.src_uri):
@@ -78,3 +84,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             shown = f"[{link['text']}]({back}{link['anchor'] or ''})"
         markdown = markdown.replace(link[0], shown)
     return markdown
+
+
+def write() -> None:
+    """Write the generated pages of the reference into the repository."""
+    for path, text in generated().items():
+        if path.startswith("reference/"):
+            (ROOT / "docs" / path).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

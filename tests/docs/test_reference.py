@@ -6,6 +6,7 @@ import pytest
 
 import fed_distill
 from docs.hooks import commands, errors, keys, parts
+from docs.hooks.stored import DOCS
 from fed_distill import errors as library_errors
 from fed_distill.cli.main import app
 from fed_distill.config import CONTROLS, Experiment
@@ -97,3 +98,9 @@ def test_every_file_of_a_run_is_explained(pages, tiny_run):
     names = [f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name != LOCK]
     assert [name for name in names if f"| `{name}` |" not in page] == []
     assert [path.name for path in tiny_run.result.student.iterdir() if f"`{path.name}`" not in page] == []
+
+
+def test_the_reference_in_the_repository_is_that_of_the_code(made):
+    written = {path: text for path, text in made.items() if path.startswith("reference/")}
+    stale = [path for path, text in written.items() if (DOCS / path).read_text(encoding="utf-8") != text]
+    assert stale == [], "write it again: python -m docs.hooks.site"

@@ -21,7 +21,9 @@ from fed_distill.sweeps.row_tuning import RowTuning
 from fed_distill.sweeps.space import OF_THE_FILE, Tuning
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+COMMANDS = ROOT / "docs" / "reference" / "commands.md"
+"""Made of the commands themselves: its blocks are forms of use."""
+PAGES = [ROOT / "README.md", *(page for page in sorted(ROOT.glob("docs/**/*.md")) if page != COMMANDS)]
 BLOCK = re.compile(r"^```(sh|toml)\n(.*?)^```", re.M | re.S)
 PROGRAM = re.compile(r"^(?:\.venv/bin/)?fed-distill (?!--help)")
 
