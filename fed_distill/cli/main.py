@@ -156,9 +156,11 @@ def describe(
         str, typer.Argument(metavar="NAME", help="a dataset, or an experiment file", show_default=False)
     ],
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="folder of the figure")] = Path("."),
+    out: Annotated[
+        Path | None, typer.Option(help="folder for a figure of the merchants' sizes and label skew", show_default=False)
+    ] = None,
 ) -> None:
-    """Print how a dataset is cleaned and split, and draw its merchants' sizes and label skew."""
+    """Print how a dataset is cleaned and split, and who has what."""
     from fed_distill.config import Experiment, parse_setting
     from fed_distill.data import load
     from fed_distill.data.describe import describe as describe_data

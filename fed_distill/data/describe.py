@@ -27,11 +27,13 @@ _FAINT = "#8a8f98"
 _ELSEWHERE = 'data.clients = "elsewhere": the merchants are at remote sites'
 
 
-def describe(data: FederatedData, folder: Path) -> str:
-    """Return the account as text, and write the figure ``merchants.png`` into ``folder``.
+def describe(data: FederatedData, folder: Path | None = None) -> str:
+    """Return the account as text, and write the figure ``merchants.png`` into ``folder``, if there is one.
 
     There is no figure with remote merchants.
     """
+    if folder is None:
+        return render(data.account)
     if not data.merchants:
         return f"{render(data.account)}\n\nNo figure of the merchants: their rows and labels are at remote sites"
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from fed_distill.errors import ConfigError, DataError
 
 ROLES = ("text", "pair", "label", "merchant")
 MOST_CLASSES = 500
+_MOST_COLUMNS = 500
 _COMPARED = 20_000
 """Rows that the words of pairs are compared in."""
 _LONG = 25.0
@@ -105,6 +106,8 @@ def recognize(
     :raises DataError: the file cannot be read, has no header, or has no text or no label
     """
     names = [name for name in column_names(path, encoding) if name]
+    if len(names) > _MOST_COLUMNS:
+        raise DataError(f"{path} has {len(names):,} columns: keep at most {_MOST_COLUMNS}, those of texts and labels")
     for role, name in given.items():
         if name not in names:
             raise ConfigError(f"--{role} {name}: {path} has no such column; it has: {', '.join(names)}")

@@ -32,6 +32,7 @@ def test_the_text_shows_what_was_counted(data: FederatedData) -> None:
 
 
 def test_the_picture_is_written_and_named(data: FederatedData, tmp_path: Path) -> None:
+    assert "Figure" not in describe(data), "without a folder there is none"
     text = describe(data, tmp_path / "new")
     path = tmp_path / "new" / "merchants.png"
     assert text.splitlines()[-1].endswith(str(path))

@@ -210,3 +210,9 @@ def test_a_shuffled_table_is_recognized_alike(tmp_path: Path) -> None:
         return found.task, dict(found.columns), dict(found.labels), dict(found.sizes)
 
     assert known(recognize(turned, {})) == known(recognize(source, {}))
+
+
+def test_a_table_with_far_too_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+    wide = write(tmp_path / "wide.csv", [f"c{at}" for at in range(501)], [["x"] * 501] * 80)
+    with pytest.raises(DataError, match="has 501 columns: keep at most 500"):
+        recognize(wide, {})
