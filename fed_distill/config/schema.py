@@ -3,7 +3,7 @@
 from typing import Any
 
 from fed_distill.config.experiment import Experiment
-from fed_distill.config.privacy import GAUSSIAN, UNITS, UNPROTECTED, LabelPrivacy, OwnPrivacy
+from fed_distill.config.privacy import GAUSSIAN, UNITS, LabelPrivacy, OwnPrivacy, is_protected
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -24,7 +24,7 @@ def _privacy() -> dict[str, Any]:
     cases = []
     for unit, table in UNITS.items():
         condition: dict[str, Any] = {"properties": {"unit": {"const": unit}}}
-        if unit != UNPROTECTED:  # which is the default, without the key
+        if is_protected(unit):  # without the key there is no protection
             condition["required"] = ["unit"]
         cases.append({"if": condition, "then": {"$ref": f"#/$defs/{table.__name__}"}})
     custom = {"properties": {"unit": {"not": {"enum": list(UNITS)}}}, "required": ["unit"]}
