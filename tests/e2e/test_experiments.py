@@ -29,6 +29,7 @@ STUDIES = [
         "domains",
         "german",
         "byzantine",
+        "shop",
     )
 ]
 TUNED = [ROOT / "experiments" / f"{name}.toml" for name in ("methods_tuned", "quickstart_tuned", "transfer_tuned")]
