@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fed_distill.config import CONTROLS
+from fed_distill.config.controls import OF_PURCHASES
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import estimate, holm
 from fed_distill.reporting.differences import REFERENCES
@@ -208,7 +209,8 @@ def _controls(summary: Mapping[str, Any] | None, wanted: Sequence[str]) -> dict[
     """Return each control's metrics from the run with the controls; plain FedAvg is that run's own federation."""
     if summary is None:
         return {}
-    return {name: summary["student"] if name == "fedavg" else summary["controls"][name] for name in wanted}
+    rows = {**summary["controls"], "fedavg": summary["student"]}
+    return {name: rows[name] for name in wanted if name in rows or name not in OF_PURCHASES}
 
 
 def _training_examples(summary: Mapping[str, Any]) -> int | None:

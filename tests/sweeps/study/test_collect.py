@@ -9,7 +9,15 @@ import pytest
 from scipy.stats import t as student_t
 
 from fed_distill.errors import CheckpointError
-from fed_distill.sweeps.collect import FAILED, FINISHED, MISSING, combinations_table, flattened, results_table
+from fed_distill.sweeps.collect import (
+    FAILED,
+    FINISHED,
+    MISSING,
+    _controls,
+    combinations_table,
+    flattened,
+    results_table,
+)
 
 
 @pytest.fixture
@@ -163,3 +171,11 @@ def test_the_table_survives_parquet(results, tmp_path):
     results.to_parquet(tmp_path / "results.parquet", index=False)
     again = pd.read_parquet(tmp_path / "results.parquet")
     pd.testing.assert_frame_equal(again, results, check_dtype=False)
+
+
+def test_only_recommenders_by_purchases_may_be_missing_among_the_controls():
+    summary = {"controls": {"server": {"auc": 0.7}}, "student": {"auc": 0.8}}
+    found = _controls(summary, ["server", "repeat", "fedavg"])
+    assert found == {"server": {"auc": 0.7}, "fedavg": {"auc": 0.8}}
+    with pytest.raises(KeyError, match="pooled"):
+        _controls(summary, ["server", "pooled"])
