@@ -54,8 +54,8 @@ def results_table(
 ) -> pd.DataFrame:
     """Return one row per cell, controls included (``role``).
 
-    Axes contain labels. ``score`` is the headline metric, named in ``run.headline``. ``control.X`` is that of control X
-    with the same seed, ``control_auc.X`` its AUC, ``control_cold.X`` its score on cold-start merchants,
+    Axes contain labels. ``controls`` is the fingerprint of the cell with the controls. ``score`` is the headline
+    metric, named in ``run.headline``. ``control.X`` is that of control X with the same seed, ``control_auc.X`` its AUC, ``control_cold.X`` its score on cold-start merchants,
     ``above_server`` and ``above_fedavg`` the differences to these controls, ``cold_above_server`` that on cold-start
     merchants, ``gain`` and ``gain_auc`` the difference to the study's baseline with the same seed. ``gap_closed``
     uses those controls, and is missing where their scores by query do not show that pooling is worth something. Bytes
@@ -153,6 +153,7 @@ def _head(study: Study, cell: Cell, places: Places, summary: Mapping[str, Any] |
         "seed": cell.seed,
         "data_seed": cell.data_seed,
         "fingerprint": cell.fingerprint,
+        "controls": cell.controls,
         "status": FINISHED if summary is not None else MISSING if reason is None else FAILED,
         "reason": reason,
     }

@@ -14,6 +14,9 @@ from fed_distill.config import is_protected
 from fed_distill.evaluation.statistics import estimate
 from fed_distill.sweeps.samples import QueryTable, sample_of
 
+Row = Mapping[Hashable, Any]
+"""A combination's columns (``collect.combinations_table``)."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -58,7 +61,7 @@ class Tradeoff:
     best: bool = False
 
 
-def epsilon_of(row: Mapping[Hashable, Any]) -> float | None:
+def epsilon_of(row: Row) -> float | None:
     """Return the maximum spent ε over a combination's seeds; infinite without privacy, None if unknown."""
     if not is_protected(row["privacy.unit"]):
         return math.inf

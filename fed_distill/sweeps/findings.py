@@ -6,15 +6,13 @@ the seeds; with one seed, the sentence states that chance cannot be excluded.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from fed_distill.reporting.wording import METRIC_NAMES, number, percent, plus_minus
 from fed_distill.sweeps.collect import FINISHED, WHITE_BOX
-from fed_distill.sweeps.curves import epsilon_of, rounded_up, series_numbers
-
-Row = dict[Any, Any]
+from fed_distill.sweeps.curves import Row, epsilon_of, rounded_up, series_numbers
+from fed_distill.sweeps.headline_metric import metric_names
 
 
 def epsilon_text(epsilon: float | None) -> str:
@@ -35,6 +33,8 @@ def answer(combinations: pd.DataFrame) -> str:
     rows = _rows(combinations)
     if not rows:
         return "No cell of this study has finished yet."
+    if len(names := metric_names(combinations)) > 1:
+        return f"The cells of this study have different metrics: {', '.join(names)}. Compare rows of one metric."
     metric, private = _metric(rows), [row for row in rows if _finite(row)]
     if not private:
         best = max(rows, key=lambda row: float(row["score"]))

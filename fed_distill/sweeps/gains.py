@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fed_distill.evaluation.metrics import interval
-from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN, number, signed
+from fed_distill.reporting.wording import UNKNOWN, number, signed
 from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.headline_metric import metric_name
 
 
 def gains(study: Study, results: pd.DataFrame, column: str) -> pd.Series:
@@ -37,8 +38,7 @@ def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
     axis, label = study.baseline
     others = _others(study)
     labels = [choice.label for one in study.axes if one.name == axis for choice in one.choices if choice.label != label]
-    headline = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
-    lines = [[*others, f"{label}: {METRIC_NAMES.get(headline, headline)}", *labels]]
+    lines = [[*others, f"{label}: {metric_name(combinations)}", *labels]]
     columns: dict[str, list[float]] = {name: [] for name in labels}
     for key, group in combinations.groupby(others, sort=False):
         found = group.set_index(axis)

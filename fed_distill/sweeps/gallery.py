@@ -9,9 +9,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from fed_distill.reporting.charts import write_figure
-from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES
+from fed_distill.reporting.wording import ROW_NAMES
 from fed_distill.sweeps.curves import Tradeoff, curves, levels, offers
 from fed_distill.sweeps.figures import bytes_figure, curve_figure, pareto_figure
+from fed_distill.sweeps.headline_metric import metric_name
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path)
 
     Curves over ε require a finite ε, bytes require a finished cell.
     """
-    headline = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "")
-    metric = METRIC_NAMES.get(headline, headline)
+    metric = metric_name(combinations)
     controls = levels(results, {name: ROW_NAMES[name] for name in ("server", "pooled")})
     ends = {level.name: level.value for level in controls}
     offered = offers(combinations)

@@ -8,11 +8,13 @@ import pandas as pd
 from fed_distill.config import CONTROLS
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.headline import probability
-from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, duration, number, percent, signed, size
+from fed_distill.reporting.wording import ROW_NAMES, UNKNOWN, duration, number, percent, signed, size
 from fed_distill.sweeps.collect import WHITE_BOX
-from fed_distill.sweeps.curves import epsilon_of, levels
+from fed_distill.sweeps.control_groups import ControlGroup, control_groups
+from fed_distill.sweeps.curves import Row, epsilon_of, levels
 from fed_distill.sweeps.findings import epsilon_text
 from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.headline_metric import metric_name, metric_names
 from fed_distill.sweeps.samples import NO_QUERIES, QueryTable, control_above
 
 
@@ -22,84 +24,92 @@ def summary_cells(
     """Return the header, then a line per control and combination; ± is the half-width of the 95 % interval, and p of a
     paired difference to a control is adjusted by Holm's correction (``collect.combinations_table``).
 
-    A control that differs between cells of one seed, such as the server's student, is a column instead of a line.
-    Columns without any value are omitted.
+    Controls are lines above the combinations that are compared with them (``control_groups``). If each combination has
+    controls of its own, the server's student is a column instead. Columns without any value are omitted.
     """
-    metric = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
-    axes = [axis.name for axis in study.axes]
-    header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC"]
+    axes, groups = [axis.name for axis in study.axes], control_groups(study, results, combinations)
+    header = [*axes, "metric", "cells", "ε", "δ", metric_name(combinations), "AUC"]
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
     header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant", "worst tenth"]
     header += ["cold start", "cold start above server"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
+    several = len(metric_names(combinations)) > 1
+    lines: list[dict[str, str]] = []
+    for group in groups:
+        levels_shown = _control_lines(group, header, queries)
+        own = [_combination_line(row, axes, header, not levels_shown) for row in group.rows]
+        metric = metric_name(pd.DataFrame(group.rows)) if several else ""
+        lines += [{**line, "metric": metric} for line in (*levels_shown, *own)]
+    table = [[line.get(title, UNKNOWN) for title in header] for line in lines]
+    kept = [place for place, title in enumerate(header) if title in axes or _has_values(table, place)]
+    return [[line[place] for place in kept] for line in [header, *table]]
+
+
+def _control_lines(group: ControlGroup, header: Sequence[str], queries: QueryTable) -> list[dict[str, str]]:
+    """Return the cells of each measured control's line by title; those of axes and of numbers of cells are empty."""
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
+    keys = {shown: name for name, shown in names.items()}
     aucs, colds = (
-        {level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, of)}
+        {level.name: _with_interval(level.value, level.half_width) for level in levels(group.controls, names, of)}
         for of in ("control_auc", "control_cold")
     )
-    after = len(header) - header.index("cold start") - 1
-    keys = {shown: name for name, shown in names.items()}
-    lines = [
-        [
-            level.name,
-            *[""] * (len(axes) + 2),
-            _with_interval(level.value, level.half_width),
-            aucs.get(level.name, UNKNOWN),
-            UNKNOWN,
-            UNKNOWN,
-            *(
-                text
+    empty = header[: header.index("δ") + 1]
+    score = header[len(empty)]
+    return [
+        {
+            **dict.fromkeys(empty, ""),
+            **group.labels,
+            group.place: level.name,
+            score: _with_interval(level.value, level.half_width),
+            "AUC": aucs.get(level.name, UNKNOWN),
+            "cold start": colds.get(level.name, UNKNOWN),
+            **{
+                f"above {reference}": _control_above(group.controls, keys[level.name], reference, queries)
                 for reference in REFERENCES
-                for text in (_control_above(results, keys[level.name], reference, queries), UNKNOWN)
-            ),
-            *[UNKNOWN] * (len(header) - len(axes) - 8 - 2 * len(REFERENCES) - after),
-            colds.get(level.name, UNKNOWN),
-            *[UNKNOWN] * after,
-        ]
-        for level in levels(results, names, queries=queries)
+            },
+        }
+        for level in levels(group.controls, names, queries=queries)
     ]
-    shared = bool(lines)
-    for row in combinations.to_dict("records"):
-        epsilon = epsilon_of(row)
-        lines.append(
-            [
-                *("∞" if row[name] == "inf" else str(row[name]) for name in axes),
-                f"{row['seeds']} of {row['of']}",
-                UNKNOWN if epsilon is None else epsilon_text(epsilon),
-                UNKNOWN if math.isnan(row["privacy.delta"]) else f"{row['privacy.delta']:.1e}",
-                _with_interval(row["score"], row["score_interval"]),
-                _with_interval(row["auc"], row["auc_interval"]),
-                *(
-                    UNKNOWN if shared else _with_interval(row[f"{name}.server"], row[f"{name}.server_interval"])
-                    for name in ("control", "control_auc")
-                ),
-                *(
-                    text
-                    for name in REFERENCES
-                    for text in (
-                        _with_interval(row[f"above_{name}"], row[f"above_{name}_interval"], signed),
-                        UNKNOWN if math.isnan(row[f"above_{name}_p"]) else probability(row[f"above_{name}_p"]),
-                    )
-                ),
-                _with_interval(row["gain"], row["gain_interval"], signed),
-                _with_interval(row["gain_auc"], row["gain_auc_interval"], signed),
-                number(_known(row["worst_merchant_accuracy"]), 3),
-                number(_known(row["worst_tenth"]), 3),
-                _with_interval(row["cold"], row["cold_interval"]),
-                _with_interval(row["cold_above_server"], row["cold_above_server_interval"], signed),
-                percent(_known(row["retention"]), 1),
-                percent(_known(row["gap_closed"])),
-                number(_known(row["audit.auc"]), 3),
-                number(_known(row["audit.epsilon_lower_bound"]), 2),
-                *(number(_known(row[name]), 2) for name in WHITE_BOX.values()),
-                size(_known(row["sent_bytes"])),
-                size(_known(row["total_bytes"])),
-                duration(_known(row["seconds"])),
-            ]
-        )
-    kept = [place for place, title in enumerate(header) if title in axes or _has_values(lines, place)]
-    return [[line[place] for place in kept] for line in [header, *lines]]
+
+
+def _combination_line(row: Row, axes: Sequence[str], header: Sequence[str], with_server: bool) -> dict[str, str]:
+    """Return the cells of a combination's line by title. with_server: if no line has the server."""
+    epsilon = epsilon_of(row)
+    gain, score = header[header.index("in AUC") - 1], header[header.index("δ") + 1]
+    server = {ROW_NAMES["server"]: "control.server", f"{ROW_NAMES['server']}: AUC": "control_auc.server"}
+    return {
+        **{name: "∞" if row[name] == "inf" else str(row[name]) for name in axes},
+        "cells": f"{row['seeds']} of {row['of']}",
+        "ε": UNKNOWN if epsilon is None else epsilon_text(epsilon),
+        "δ": UNKNOWN if math.isnan(row["privacy.delta"]) else f"{row['privacy.delta']:.1e}",
+        score: _of(row, "score"),
+        "AUC": _of(row, "auc"),
+        **({title: _of(row, name) for title, name in server.items()} if with_server else {}),
+        **{f"above {name}": _of(row, f"above_{name}", signed) for name in REFERENCES},
+        **{
+            f"p ({name})": UNKNOWN if math.isnan(row[f"above_{name}_p"]) else probability(row[f"above_{name}_p"])
+            for name in REFERENCES
+        },
+        gain: _of(row, "gain", signed),
+        "in AUC": _of(row, "gain_auc", signed),
+        "worst merchant": number(_known(row["worst_merchant_accuracy"]), 3),
+        "worst tenth": number(_known(row["worst_tenth"]), 3),
+        "cold start": _of(row, "cold"),
+        "cold start above server": _of(row, "cold_above_server", signed),
+        "retention": percent(_known(row["retention"]), 1),
+        "gap closed": percent(_known(row["gap_closed"])),
+        "attack AUC": number(_known(row["audit.auc"]), 3),
+        "ε at least (text)": number(_known(row["audit.epsilon_lower_bound"]), 2),
+        **{title: number(_known(row[name]), 2) for title, name in WHITE_BOX.items()},
+        "sent": size(_known(row["sent_bytes"])),
+        "in all": size(_known(row["total_bytes"])),
+        "time": duration(_known(row["seconds"])),
+    }
+
+
+def _of(row: Row, name: str, written: Callable[[float], str] = number) -> str:
+    return _with_interval(row[name], row[f"{name}_interval"], written)
 
 
 def _control_above(results: pd.DataFrame, control: str, reference: str, queries: QueryTable) -> str:
