@@ -1,4 +1,4 @@
-"""MkDocs hook: add the generated reference pages and the repository's files that pages link to.
+"""MkDocs hook: add the generated reference pages, the notebooks, and the repository's files that pages link to.
 
 The reference is in the repository too, for those who read it there: ``python -m docs.hooks.site`` writes it again after
 a change of the code, and a test compares it.
@@ -14,7 +14,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.hooks import commands, errors, keys, parts, stored
+from docs.hooks import commands, errors, keys, notebooks, parts, stored
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "source"
@@ -24,7 +24,7 @@ _LINK = re.compile(r"(?<!\!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor
 
 
 def generated() -> dict[str, str]:
-    """Return the Markdown of the pages that are made from the code, by path below ``docs/``."""
+    """Return the Markdown of the pages that are made from the code and the notebooks, by path below ``docs/``."""
     return {
         "reference/experiment.md": keys.experiment_page(),
         "reference/studies.md": keys.studies_page(),
@@ -34,6 +34,7 @@ def generated() -> dict[str, str]:
         "reference/parts.md": parts.page(),
         "reference/errors.md": errors.page(),
         "changelog.md": (ROOT / CHANGELOG).read_text(encoding="utf-8"),
+        **notebooks.pages(),
     }
 
 

@@ -43,8 +43,9 @@ def show(
 ) -> None:
     """Print the epsilon that each merchant has spent, by privacy unit."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("merchant", "unit", "entries", "steps", "epsilon", "delta", "last charge"):
-        table.add_column(title, justify="left" if title in ("merchant", "unit", "last charge") else "right")
+    table.add_column("merchant", overflow="fold")  # the only one that is broken where the terminal is narrow
+    for title in ("unit", "entries", "steps", "epsilon", "delta", "last charge"):
+        table.add_column(title, justify="left" if title in ("unit", "last charge") else "right", no_wrap=True)
     for path in _files(place, merchant):
         for cells in _spent(_read(place, path), accountant.value):
             table.add_row(*map(escape, cells))

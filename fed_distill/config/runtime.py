@@ -47,7 +47,8 @@ class RuntimeConfig(ConfigTable):
     )
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
-        description="callbacks of a run: progress, tensorboard, wandb, log, prometheus, or import paths of custom ones",
+        description="callbacks of a run: progress, tensorboard, wandb, mlflow, log, prometheus, or import paths of "
+        "custom ones",
     )
     logs: Literal["text", "json"] = Field(
         "text", description="json: one object per line on stderr, also for progress; a real site has its own setting"

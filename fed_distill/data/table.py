@@ -14,6 +14,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import Source
 from fed_distill.data.examples import UNLABELED, Task
+from fed_distill.data.hub_file import HubFile, local_file
 from fed_distill.data.labeled import CatalogueFile, LabeledRows
 from fed_distill.data.table_file import read_columns, texts_of
 from fed_distill.data.tasks import (
@@ -63,16 +64,17 @@ class Table:
     ``sentiment``, ``category`` and ``faq`` of texts, the last two with the file's labels as classes.
 
     path: a .csv, .tsv, .txt, .parquet, .jsonl or .json (one object per line) file; all but .parquet may be compressed
-    (.csv.gz), and columns may be separated by comma, semicolon, tab or vertical bar. encoding: of a file that is in
-    neither UTF-8 nor UTF-16, such as windows-1252. columns: column names by role, see `Columns`. labels: class name of
-    each label in the file; rows with other labels are dropped. ranking_queries: maximum number of queries in the
-    ranking view. For data.proxy_from = "catalogue", one of: public_columns: roles (``text``, ``pair``) whose texts are
-    public for all merchants; catalogue: a file of public texts, in one of the formats above, with catalogue_columns as
-    the names of its columns by role (``text``, ``pair``), by default those in columns. A cell may be empty, and a query
-    and a title in one row need not belong together. For recommend, only ``pair`` is public.
+    (.csv.gz), and columns may be separated by comma, semicolon, tab or vertical bar. It may be in a data set on the
+    Hugging Face hub: hf://datasets/OWNER/NAME@REVISION/FILE, or the newest one without @REVISION. encoding: of a file
+    that is in neither UTF-8 nor UTF-16, such as windows-1252. columns: column names by role, see `Columns`. labels:
+    class name of each label in the file; rows with other labels are dropped. ranking_queries: maximum number of queries
+    in the ranking view. For data.proxy_from = "catalogue", one of: public_columns: roles (``text``, ``pair``) whose
+    texts are public for all merchants; catalogue: a file of public texts, in one of the formats above, with
+    catalogue_columns as the names of its columns by role (``text``, ``pair``), by default those in columns. A cell may
+    be empty, and a query and a title in one row need not belong together. For recommend, only ``pair`` is public.
     """
 
-    path: Path
+    path: Path | HubFile
     columns: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     ranking_queries: Annotated[int, Field(ge=1)] = 2000
@@ -193,7 +195,8 @@ class Table:
 
     def columns_of_file(self, *more: str) -> dict[str, list[Any]]:
         """Return the columns with a role, and ``more``, as lists; raise DataError, naming the file and the problem."""
-        return read_columns(self.path, [*asdict(self.named).values(), *more], encoding=self.encoding)
+        with local_file(self.path) as path:
+            return read_columns(path, [*asdict(self.named).values(), *more], encoding=self.encoding)
 
     def labels_of(self, columns: dict[str, list[Any]]) -> list[Any]:
         """Return the label column, mapped by ``labels``."""
@@ -211,7 +214,7 @@ class Table:
         return texts_of(self.path, columns, name)
 
 
-def _task(name: str, labels: list[Any], path: Path) -> Task:
+def _task(name: str, labels: list[Any], path: Path | str) -> Task:
     if name in _FIXED:
         return _FIXED[name]
     try:

@@ -36,7 +36,7 @@ _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """Messages of the library for a table without rows: text files, Parquet files."""
 
 
-def texts_of(path: Path, columns: dict[str, list[Any]], name: str) -> list[str | None]:
+def texts_of(path: Path | str, columns: dict[str, list[Any]], name: str) -> list[str | None]:
     """Return one of ``columns`` of ``path`` as texts; raise DataError, naming the row, for a value of another type."""
     texts: list[str | None] = []
     for row, value in enumerate(columns[name], start=1):

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from fed_distill.config import Experiment, RuntimeConfig
 from fed_distill.data.dataset import DATASETS
+from fed_distill.data.hub_file import HUB
 from fed_distill.models import STUDENTS, TEACHERS
 from fed_distill.registry import Registry
 
@@ -73,6 +74,9 @@ def _options(registry: Registry, name: str, options: Mapping[str, Any]) -> dict[
     part = registry.resolve(name)
     taken = part if dataclasses.is_dataclass(part) or not inspect.isclass(part) else part.__init__
     paths = {key for key, hint in get_type_hints(taken).items() if hint is Path or Path in get_args(hint)}
-    return {
-        key: _absolute(value) if key in paths and isinstance(value, str) else value for key, value in options.items()
-    }
+    return {key: _absolute(value) if key in paths and _is_path(value) else value for key, value in options.items()}
+
+
+def _is_path(value: Any) -> bool:
+    """Whether an option that may be a path is one, and not the address of a file on the Hugging Face hub."""
+    return isinstance(value, str) and not value.startswith(HUB)

@@ -1,4 +1,5 @@
-"""Callbacks that follow a run: terminal progress, TensorBoard, Weights & Biases, metrics, or a custom one.
+"""Callbacks that follow a run: terminal progress, TensorBoard, Weights & Biases, MLflow, metrics, or a custom
+one.
 
 A callback observes a run and does not change it. It is named in ``runtime.callbacks`` by short name or import path, or
 passed to ``run``; all of its methods are optional.
@@ -22,6 +23,7 @@ CALLBACKS = Registry(
         "progress": "fed_distill.reporting.terminal_progress:ProgressBars",
         "tensorboard": "fed_distill.reporting.callbacks:TensorBoard",
         "wandb": "fed_distill.reporting.callbacks:WeightsAndBiases",
+        "mlflow": "fed_distill.reporting.mlflow_tracking:MLflowTracking",
         "log": "fed_distill.reporting.run_log:RunLog",
         "prometheus": "fed_distill.reporting.run_metrics:RunMetrics",
     },

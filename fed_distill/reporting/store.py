@@ -223,6 +223,8 @@ def read_summary(folder: Path, needs: Iterable[str] = ()) -> dict[str, Any]:
     if not path.exists() and not (folder / EXPERIMENT).exists():
         raise CheckpointError(f"{folder} has no {SUMMARY} and no {EXPERIMENT}: it is not the folder of a run")
     if not path.exists():
+        if holder := writer(folder):
+            raise CheckpointError(f"{folder} has no {SUMMARY} yet: process {holder} is running it; wait until it ends")
         raise CheckpointError(f"{folder} has no {SUMMARY}: the run is not finished; continue it with --resume")
     summary = read_json(path)
     if not isinstance(summary, dict) or not set(needs) <= set(summary):
@@ -261,6 +263,18 @@ def _take_lock(folder: Path) -> IO[str]:
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
+
+
+def writer(folder: Path) -> str:
+    """Return the number of the process that is writing a run, as text, or an empty one if there is none."""
+    if not (folder / LOCK).is_file():
+        return ""
+    with (folder / LOCK).open(encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return lock.read().strip() or "unknown"
+    return ""
 
 
 def check_same(folder: Path, experiment: Experiment) -> None:

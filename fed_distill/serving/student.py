@@ -21,7 +21,7 @@ from fed_distill.models.prediction import by_batches, predict, prepare
 from fed_distill.models.student_folder import MODEL, load_saved_student
 from fed_distill.models.towers import Towers
 from fed_distill.registry import only_imports
-from fed_distill.reporting.store import EXPERIMENT, STUDENT
+from fed_distill.reporting.store import EXPERIMENT, STUDENT, writer
 from fed_distill.serving.scorer import Probabilities, Scorer, Vectors
 from fed_distill.storage.files import leads_out
 from fed_distill.storage.fingerprint import fingerprint, hash_tensors
@@ -125,6 +125,10 @@ def student_folder(path: Path) -> Path:
             f"fed-distill run {experiment} --resume"
         )
     if (path / EXPERIMENT).is_file():
+        if holder := writer(path):
+            raise ModelError(
+                f"the run in {path} has no student yet: process {holder} is running it; wait until it ends"
+            )
         raise ModelError(
             f"the run in {path} has no student yet: finish it with fed-distill run {path / EXPERIMENT} --resume"
         )

@@ -46,6 +46,16 @@ def shown(name, unit, entries, delta, accountant="pld"):
     return [name, unit, str(entries), str(11 * entries), f"{spent:.4g}", f"{delta:.3g}"]
 
 
+def test_a_narrow_terminal_breaks_names_of_merchants_and_no_date(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    made, name = Ledgers(tmp_path / "ledgers"), "a-merchant-with-a-long-name-of-its-own"
+    made.of(name).charge(Charge("run", "fedmd", 0, 1, "example", "training", "1", SPENDS, 1e-5))
+    _, out, _ = command("show", made.folder)
+    first, *more = out.strip().splitlines()[1:]
+    assert first.rstrip().endswith(made.of(name).entries()[0].time)
+    assert first.split()[0] + "".join(line.strip() for line in more) == name
+
+
 def test_a_folder_shows_every_merchant_and_unit(command, ledgers):
     code, out, errors = command("show", ledgers.folder)
     assert (code, errors) == (0, "")

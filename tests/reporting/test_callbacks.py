@@ -115,7 +115,7 @@ def test_built_in_and_own_callbacks_are_found_by_name(own_module):
         TensorBoard,
         Recorder,
     ]
-    assert set(CALLBACKS) == {"progress", "tensorboard", "wandb", "log", "prometheus"}
+    assert set(CALLBACKS) == {"progress", "tensorboard", "wandb", "mlflow", "log", "prometheus"}
 
 
 def test_an_unknown_callback_is_named_with_the_nearest():

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from fed_distill import run
 from fed_distill.reporting.report import write_report
 from fed_distill.reporting.spreadsheets import to_csv
 from fed_distill.reporting.tables import comparison_table, merchants_table
@@ -54,3 +56,35 @@ def test_tables_hold_no_formula(folder):
         written = to_csv(table)
         assert "'=1<script>" in written
         assert not any(cell.lstrip('"').startswith("=") for line in written.splitlines() for cell in line.split(","))
+
+
+class Handlers(HTMLParser):
+    """Collects elements that would run something, or whose source is that of the class's name."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [(tag, name) for name, value in attributes if name.startswith("on") or value == "x"]
+
+
+def test_a_class_is_text_everywhere_in_a_report(tiny_experiment, tmp_path):
+    name = "<img src=x onerror=alert(1)>"
+    assert Handlers(f"<p>{name}</p>").found == [("img", "src"), ("img", "onerror")]
+    rows = [
+        {"title": f"{word} number {number} of {shop}", "class": label, "shop": shop}
+        for shop in ("north", "south", "east", "west")
+        for number in range(40)
+        for word, label in (("kettle", name), ("shoe", "shoes"), ("phone", "phones"))
+    ]
+    options = {"columns": {"text": "title", "label": "class", "merchant": "shop"}}
+    changes = {"data.dataset": "table", "data.task": "category", "data.options": options, "controls": ["server"]}
+    result = run(tiny_experiment(tmp_path, changes), table=pd.DataFrame(rows))
+    page = result.report.read_text(encoding="utf-8")
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") > 2, "the classes' metrics and the confusion matrix have it"
+    assert Handlers(page).found == []
+    assert name not in page
+    assert name not in result._repr_html_()

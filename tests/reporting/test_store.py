@@ -314,9 +314,14 @@ def test_the_student_is_replaced_as_a_whole(folder):
 
 
 def test_the_summary_is_read_back_and_a_missing_one_explained(folder):
-    with RunStore.create(folder, EXPERIMENT) as store:
-        with pytest.raises(CheckpointError, match=r"is not finished; .*--resume"):
-            read_summary(folder)
+    with (
+        RunStore.create(folder, EXPERIMENT),
+        pytest.raises(CheckpointError, match=rf"has no summary\.json yet: process {os.getpid()} is running it; wait"),
+    ):
+        read_summary(folder)
+    with pytest.raises(CheckpointError, match=r"is not finished; .*--resume"):
+        read_summary(folder)
+    with RunStore.resume(folder, EXPERIMENT) as store:
         store.write_summary({"schema": 1, "student": {"auc": None}})
     assert read_summary(folder) == {"schema": 1, "student": {"auc": None}}
 

@@ -1,6 +1,7 @@
 """A served student gives what its evaluation gave, for texts that are cleaned like its training data."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, ndcg_score, roc_auc_score
 
 from fed_distill import load_student, seeds
+from fed_distill.config import Experiment
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.data import load
 from fed_distill.data.campaign_cells import MARKETING_EFFECT
@@ -18,6 +20,7 @@ from fed_distill.data.tasks import NEXT_BASKET, RECOMMEND, SENTIMENT
 from fed_distill.errors import DataError, ModelError
 from fed_distill.models import build_student, load_model
 from fed_distill.models.student_folder import save_student
+from fed_distill.reporting.store import RunStore
 from fed_distill.serving import student as serving
 from fed_distill.serving.student import Student
 
@@ -246,6 +249,19 @@ def test_a_folder_without_a_student_says_what_to_do(tmp_path, files, message):
     for name in files:
         (folder / name).write_text("")
     with pytest.raises(ModelError, match=message):
+        load_student(folder)
+
+
+def test_a_run_that_another_process_writes_is_waited_for(tmp_path):
+    folder = tmp_path / "run"
+    with (
+        RunStore.create(folder, Experiment(name="run")),
+        pytest.raises(
+            ModelError, match=rf"has no student yet: process {os.getpid()} is running it; wait until it ends"
+        ),
+    ):
+        load_student(folder)
+    with pytest.raises(ModelError, match="finish it with fed-distill run"):
         load_student(folder)
 
 
