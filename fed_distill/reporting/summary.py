@@ -305,12 +305,15 @@ def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the size of the largest group of a merchant's examples, which is known in a simulation only."""
+    """Add the size of the largest group of a merchant's examples, and the number of merchants that train on one group,
+    which are known in a simulation only."""
     known = account.get("largest_group")
     mechanism = mechanism_of(experiment) if is_protected(privacy["unit"]) else None
     if not isinstance(mechanism, AtMerchants) or not privacy.get("reproducible_noise") or known is None:
         return privacy
-    return {**privacy, "largest_group": known.get(mechanism.kind() or "group")}
+    kind = mechanism.kind() or "group"
+    shared = account.get("merchants_of_a_group", {}).get(kind) if mechanism.grouped else None
+    return {**privacy, "largest_group": known.get(kind), "merchants_of_a_group": shared}
 
 
 def _mean_and_worst(
