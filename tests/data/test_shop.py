@@ -93,8 +93,8 @@ def test_the_test_would_find_a_random_split(folder: Path, monkeypatch: pytest.Mo
 
     by_time = next_basket._by_time
 
-    def at_random(times, owners, customers, config):
-        parts, end = by_time(times, owners, customers, config)
+    def at_random(times, owners, customers, config, given):
+        parts, end = by_time(times, owners, customers, config, given)
         return np.random.default_rng(0).permutation(parts), end
 
     monkeypatch.setattr(next_basket, "_by_time", at_random)
