@@ -13,6 +13,7 @@ import numpy as np
 
 from fed_distill.config.experiment import TINY
 from fed_distill.errors import CheckpointError
+from fed_distill.evaluation.cold_start import ENOUGH
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting import headline, wording
 from fed_distill.reporting.differences import REFERENCES
@@ -89,6 +90,7 @@ def render(
         headline=headline.headline(summary),
         adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
         covers=headline.covers(summary),
+        enough=ENOUGH,
         references={name: wording.ROW_NAMES[name] for name in REFERENCES},
         compared=headline.compared,
         privacy=wording.privacy(summary),

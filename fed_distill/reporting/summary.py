@@ -12,6 +12,7 @@ from typing import Any
 
 from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.data.examples import Task
+from fed_distill.evaluation.cold_start import as_table
 from fed_distill.evaluation.metrics import SCORES, worst_merchant
 from fed_distill.evaluation.shares import YARDSTICKS, Share, gap_closed, retention
 from fed_distill.evaluation.statistics import Estimate, Sample, estimate, worst_tenth
@@ -221,6 +222,7 @@ class _Measure:
             },
             "validation": _mean_metrics([unit.validation for unit in units]),
             "cold": _mean_metrics([unit.cold for unit in units]),
+            **_cold_start(units),
             "interval": {
                 **{name: one and one.half_width for name, one in found.items()},
                 **{name: share.half_width for name, share in shares.items()},
@@ -255,6 +257,12 @@ class _Measure:
             if name in YARDSTICKS and [unit.seed for unit in own] == seeds
         }
         return gap_closed(sample_of(units, metric), same)
+
+
+def _cold_start(units: Sequence[Outcome]) -> dict[str, Any]:
+    """Return metrics of cold and warm products and customers, where they were measured."""
+    found = as_table({name: _mean([unit.metrics.get(name) for unit in units]) for name in units[0].metrics})
+    return {"cold_start": found} if found else {}
 
 
 def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:

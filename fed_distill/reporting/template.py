@@ -102,6 +102,25 @@ REPORT_PAGE = """{% extends "page" %}
   {% endfor %}
 </section>
 
+{% for row in rows if row.values.get("cold_start") %}
+{% if loop.first %}
+<section id="cold-start">
+  <h2>Products and customers that training did not see</h2>
+  <p>Cold products are in no training example, neither bought nor in a history; cold customers have no training example. Both are ranked among the same candidates as the warm ones. Kinds with fewer than {{ enough }} queries are left out.</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Cold and warm products and customers">
+  <table>
+    <thead><tr><th scope="col">Student</th>{% for kind, found in row.values.cold_start.items() %}{% for name in ("ndcg@10", "recall@20") %}<th scope="col">{{ metric_names[name] }},<br>{{ kind }}<small>{{ found.queries | count }} queries</small></th>{% endfor %}{% endfor %}</tr></thead>
+    <tbody>
+{% endif %}
+    <tr class="{{ "main" if row.kind == "main" }}"><th scope="row">{{ row.name }}</th>{% for found in row.values.cold_start.values() %}{% for name in ("ndcg@10", "recall@20") %}<td>{{ found[name] | number }}</td>{% endfor %}{% endfor %}</tr>
+{% if loop.last %}
+    </tbody>
+  </table>
+  </div>
+</section>
+{% endif %}
+{% endfor %}
+
 {% for level, row in (summary.levels or {}).items() %}
 {% if loop.first %}
 <section id="levels">
