@@ -156,6 +156,14 @@ REPORT_PAGE = """{% extends "page" %}
 </section>
 {% endif %}
 
+{% if overlap %}
+<section id="overlap">
+  <h2>Were treated and other customers alike?</h2>
+  <p>The propensity is the probability of being treated, estimated from what a customer bought before. Where only one arm has customers, an effect cannot be estimated but only extrapolated. Propensities of {{ arms.clipped | percent(1) }} of the customers were clipped; weighted, the arms are worth {{ arms.effective[0] | count }} treated and {{ arms.effective[1] | count }} other customers.</p>
+  {{ figure(overlap, "Test customers: treated upwards, others downwards, as shares of each arm. Arms that were assigned at random have the same shape. campaign_effect.txt has the numbers, and the effects.") }}
+</section>
+{% endif %}
+
 {% if classes %}
 <section id="classes">
   <h2>Which classes it knows</h2>
