@@ -22,7 +22,7 @@ from fed_distill.reporting.wording import percent
 Count = Annotated[int, Field(ge=0)]
 
 
-class Histogram(BaseModel):
+class PropensityHistogram(BaseModel):
     """Customers of both arms by propensity.
 
     edges: of the bins, ascending ``[bins + 1]``. treated, control: customers by bin ``[bins]``. clipped: share of the
@@ -47,10 +47,10 @@ class Histogram(BaseModel):
 
 
 class _Effect(BaseModel):
-    overlap: Histogram | None = None
+    overlap: PropensityHistogram | None = None
 
 
-def read_overlap(folder: Path) -> Histogram | None:
+def read_overlap(folder: Path) -> PropensityHistogram | None:
     """Return the overlap of a run's ``campaign_effect.json``; None for a run without it, or with one arm only.
 
     :raises CheckpointError: the file is damaged
@@ -64,7 +64,7 @@ def read_overlap(folder: Path) -> Histogram | None:
         raise CheckpointError(f"{path} is damaged: restore a copy of it, or delete it and resume the run") from error
 
 
-def overlap(found: Histogram | None) -> Markup:
+def overlap(found: PropensityHistogram | None) -> Markup:
     """Draw the overlap; empty without."""
     if found is None:
         return Markup("")
@@ -73,7 +73,7 @@ def overlap(found: Histogram | None) -> Markup:
 
 
 @charts.styled
-def overlap_figure(found: Histogram) -> Figure:
+def overlap_figure(found: PropensityHistogram) -> Figure:
     """Draw shares of the treated upwards and of the others downwards, by propensity."""
     figure, axes = charts.empty_figure("share of the arm's customers")
     width = min(high - low for low, high in zip(found.edges, found.edges[1:], strict=False))

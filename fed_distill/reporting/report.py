@@ -34,7 +34,7 @@ from fed_distill.reporting.template import REPORT_PAGE
 from fed_distill.storage.files import write_atomic
 
 if TYPE_CHECKING:
-    from fed_distill.reporting.overlap_chart import Histogram
+    from fed_distill.reporting.overlap_chart import PropensityHistogram
 
 Record = Mapping[str, Any]
 FILES = {
@@ -73,7 +73,7 @@ def render(
     experiment: str,
     folder: str,
     disagreeing: Disagreements | None = None,
-    arms: "Histogram | None" = None,
+    arms: "PropensityHistogram | None" = None,
 ) -> str:
     """Render the report.
 

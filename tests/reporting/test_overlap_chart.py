@@ -8,10 +8,10 @@ import pytest
 from fed_distill.errors import CheckpointError
 from fed_distill.reporting.campaign_effect import EFFECTS
 from fed_distill.reporting.charts import NARROW_WIDTH, WIDTH
-from fed_distill.reporting.overlap_chart import Histogram, overlap, overlap_figure, read_overlap
+from fed_distill.reporting.overlap_chart import PropensityHistogram, overlap, overlap_figure, read_overlap
 from fed_distill.reporting.report import render
 
-FOUND = Histogram(
+FOUND = PropensityHistogram(
     edges=[0.0, 0.25, 0.5, 0.75, 1.0],
     treated=[0, 1, 2, 1],
     control=[30, 10, 0, 0],
