@@ -5,6 +5,7 @@ A user's mistake gives one message and exit code 2, never a traceback. Slow impo
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -43,18 +44,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-app.add_typer(experiments_app, name="experiments")
-app.add_typer(ledger_app, name="ledger")
-app.add_typer(sites_app, name="sites")
-app.command(epilog="Example: fed-distill compare runs/quickstart runs/short")(compare)
-app.command(epilog="Example: fed-distill keys federation.rounds")(keys)
-app.command(epilog="Example: fed-distill init reviews.csv")(init)
-app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
-app.command(epilog="Example: fed-distill export runs/quickstart --to exported")(export)
-app.command(epilog="Example: fed-distill prune runs/bert --layers 2 --neurons 256 --to runs/bert-pruned")(prune)
-app.command(epilog="Example: fed-distill serve exported")(serve)
-app.command("load-test", epilog="Example: fed-distill load-test http://localhost:8080 --p99-ms 20")(load_test)
 
 
 def _show_version(wanted: bool) -> None:
@@ -81,7 +70,6 @@ Settings = Annotated[
 ]
 
 
-@app.command(epilog="Example: fed-distill run experiments/quickstart.toml --set federation.rounds=3 --name short")
 def run(
     file: File,
     settings: Settings = None,
@@ -108,7 +96,6 @@ def run(
     show(result.folder, "a tiny version for testing the file: its results are meaningless" if tiny else "")
 
 
-@app.command(epilog="Example: fed-distill config experiments/quickstart.toml --flower > run.toml")
 def config(
     file: File,
     settings: Settings = None,
@@ -134,7 +121,6 @@ def config(
         sys.stdout.write(experiment.to_toml())
 
 
-@app.command(epilog="Example: fed-distill report runs/quickstart --markdown")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)],
     markdown: Annotated[bool, typer.Option("--markdown", help="print the comparison as a Markdown table too")] = False,
@@ -202,7 +188,6 @@ def list_datasets() -> None:
     _print_registry(DATASETS)
 
 
-@app.command(epilog="Example: fed-distill methods")
 def methods() -> None:
     """List the federated methods, aggregators, codec stages and attacks of Byzantine merchants, with their options."""
     from fed_distill.adversaries import ATTACKS
@@ -214,7 +199,6 @@ def methods() -> None:
         _print_registry(registry)
 
 
-@app.command(epilog="Example: fed-distill models")
 def models() -> None:
     """List the teachers and students, with their options."""
     from fed_distill.models import STUDENTS, TEACHERS
@@ -223,12 +207,39 @@ def models() -> None:
     _print_registry(STUDENTS)
 
 
-app.command(epilog="Example: fed-distill study experiments/privacy_marketplace.toml --set seeds=1")(study)
-app.command(epilog="Example: fed-distill tune experiments/tune.toml --set trials=40")(tune)
-app.command(epilog="Example: fed-distill index catalogue.csv --student runs/quickstart --to index")(index)
-app.command(epilog="Example: fed-distill explain runs/quickstart --query 'usb c hub' --title 'Anker 555 USB-C Hub'")(
-    explain
-)
+_COMMANDS: dict[str, dict[Callable[..., None], str]] = {
+    "Train": {
+        init: "init reviews.csv",
+        run: "run experiments/quickstart.toml --set federation.rounds=3 --name short",
+        study: "study experiments/privacy_marketplace.toml --set seeds=1",
+        tune: "tune experiments/tune.toml --set trials=40",
+        config: "config experiments/quickstart.toml --flower > run.toml",
+        keys: "keys federation.rounds",
+        methods: "methods",
+        models: "models",
+    },
+    "Look at results": {
+        report: "report runs/quickstart --markdown",
+        compare: "compare runs/quickstart runs/short",
+        audit: "audit runs/quickstart",
+        explain: "explain runs/quickstart --query 'usb c hub' --title 'Anker 555 USB-C Hub'",
+    },
+    "Use the student": {
+        export: "export runs/quickstart --to exported",
+        prune: "prune runs/bert --layers 2 --neurons 256 --to runs/bert-pruned",
+        index: "index catalogue.csv --student runs/quickstart --to index",
+        serve: "serve exported",
+        load_test: "load-test http://localhost:8080 --p99-ms 20",
+    },
+}
+"""Commands by panel of ``--help``, in its order, each with an example."""
+for _panel, _commands in _COMMANDS.items():
+    for _command, _example in _commands.items():
+        app.command(_example.split()[0], epilog=f"Example: fed-distill {_example}", rich_help_panel=_panel)(_command)
+app.add_typer(data_app, name="data", rich_help_panel="Train")
+app.add_typer(experiments_app, name="experiments", rich_help_panel="Train")
+app.add_typer(sites_app, name="sites", rich_help_panel="Sites and privacy")
+app.add_typer(ledger_app, name="ledger", rich_help_panel="Sites and privacy")
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ confounded, and the difference of two such models has the confounding in it (Hah
 The customers of each arm therefore have the inverse of their arm's propensity as weights, as if everybody were in it.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,7 +67,7 @@ def logistic(features: sparse.csr_array, labels: Flags, weights: Floats | None =
 
 def ridge(features: sparse.csr_array, values: Floats, weights: Floats | None = None) -> LinearFit:
     """Fit E[value | x] by ridge regression; of fewer than four values, their mean. weights: of the rows ``[n]``."""
-    if len(values) < 2 * 2:
+    if len(values) < 4:
         return LinearFit(np.zeros(features.shape[1]), float(values.mean()) if len(values) else 0.0)
     search = GridSearchCV(
         Ridge(solver="sparse_cg"),
@@ -118,9 +117,7 @@ def _fitted(search: Any, features: sparse.csr_array, values: npt.NDArray[Any], w
     """Fit on the features that occur, which are few of a hashed table. Weights are scaled to a mean of 1, or they would
     change the penalty."""
     used = np.unique(features.indices)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)  # a fold without a rare feature
-        search.fit(features[:, used], values, sample_weight=None if weights is None else weights / weights.mean())
+    search.fit(features[:, used], values, sample_weight=None if weights is None else weights / weights.mean())
     coefficients = np.zeros(features.shape[1])
     coefficients[used] = np.ravel(search.best_estimator_.coef_)
     return LinearFit(coefficients, float(np.ravel(search.best_estimator_.intercept_)[0]))

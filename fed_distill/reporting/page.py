@@ -131,9 +131,9 @@ PAGE = """<!doctype html>
 <section id="repeat">
   <h2>Do it again</h2>
   <p>{% block again %}{% endblock %}</p>
-  <pre>{{ command }}</pre>
+  <pre tabindex="0">{{ command }}</pre>
   {% block files %}{% endblock %}
-  <details><summary>The {{ source }}, every default included</summary><pre>{{ toml }}</pre></details>
+  <details><summary>The {{ source }}, every default included</summary><pre tabindex="0">{{ toml }}</pre></details>
 </section>
 
 <section id="words">
