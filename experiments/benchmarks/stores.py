@@ -26,6 +26,7 @@ from experiments.benchmarks.watch import Watch
 from experiments.benchmarks.workload import Cohort, Shop, Weights, Workload
 from fed_distill import seeds
 from fed_distill.config import DataConfig
+from fed_distill.data.dataset import HasParts
 from fed_distill.data.examples import Examples, Task
 from fed_distill.data.shop.dataset import CompleteJourney
 from fed_distill.data.tasks import NEXT_BASKET
@@ -103,6 +104,7 @@ def prepare(folder: Path, most: int) -> list[int]:
     """
     config = DataConfig(dataset="complete-journey", task="next-basket")
     source = CompleteJourney(max_pairs=most, history=20).read(config)
+    assert isinstance(source, HasParts)  # it is split by time
     rows = [np.flatnonzero((source.owners == store) & (source.parts == 0)) for store in range(len(source.names))]
     stores = [(own, name) for own, name in zip(rows, source.names, strict=True) if len(own)]
     tables = [source.examples(own, name, "train", config.seed) for own, name in stores]
