@@ -163,10 +163,11 @@ class DPSGDConfig(FreezingConfig):
 class GroupsConfig(DPSGDConfig):
     """DP-SGD that samples and clips groups of examples."""
 
-    group: Literal["group", "text", "pair"] = Field(
+    group: Literal["group", "user", "text", "pair"] = Field(
         "group",
         description="examples that form a group: those with the same group number (a table's group "
-        "column), the same first text (query or history), or the same second text (offer title)",
+        "column), all of one user (the same, in data where a user is at one merchant, else refused), those with the "
+        "same first text (query or history), or the same second text (offer title)",
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
 from fed_distill.evaluation.campaigns import qini_of, trial_of
+from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
 from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
 from fed_distill.evaluation.recommenders import Recommender, as_probabilities
 from fed_distill.evaluation.uplift import Trial
@@ -24,6 +25,7 @@ class Evaluator:
         self._data = data
         self._prepared: dict[tuple[str, str], PreparedExamples] = {}
         self._trials: dict[str, Trial] = {}
+        self._kinds: dict[str, Rows] | None = None
 
     def test(self, student: TextModel) -> Metrics:
         """Return all metrics on the common test set."""
@@ -42,7 +44,8 @@ class Evaluator:
         if ranked is None:
             return measured, []
         found = as_probabilities(scores(ranked.examples), task)
-        return measured | ranking(found, ranked, task), ndcg_by_query(found, ranked, task)
+        measured |= ranking(found, ranked, task) | by_kind(found, ranked, self._rows_by_kind(), task)
+        return measured, ndcg_by_query(found, ranked, task)
 
     def validation(self, student: TextModel) -> Metrics:
         """Return all metrics on the common validation set."""
@@ -91,7 +94,14 @@ class Evaluator:
             return measured, []
         scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
         measured |= ranking(scores, ranked, self._data.task)
+        if part == "test":
+            measured |= by_kind(scores, ranked, self._rows_by_kind(), self._data.task)
         return measured, ndcg_by_query(scores, ranked, self._data.task)
+
+    def _rows_by_kind(self) -> dict[str, Rows]:
+        if self._kinds is None:
+            self._kinds = rows_by_kind(self._data)
+        return self._kinds
 
     def _trial(self, part: str, examples: Examples) -> Trial:
         if part not in self._trials:

@@ -130,6 +130,22 @@ class HasEffects(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class HasUsers(Source, Protocol):
+    """A source whose groups are users."""
+
+    @property
+    def independent_users(self) -> bool:
+        """Whether each user is at one merchant, and the examples of a user depend on no other user's data: adding or
+        removing a user adds or removes the rows and the examples of one group at one merchant, and changes no other."""
+        ...
+
+
+def has_independent_users(source: Source) -> bool:
+    """Whether the groups of ``source`` are users of whom none changes the examples of another."""
+    return isinstance(source, HasUsers) and source.independent_users
+
+
 def true_effects(source: Source, rows: IntArray) -> dict[int, float] | None:
     """Return the true effects on the customers of ``rows``, by group; None if nobody knows them."""
     if not isinstance(source, HasEffects):

@@ -192,6 +192,7 @@ class FederatedData:
     `UNLABELED` where unknown; None where the data do not say. It is for the control ``oracle-proxy`` of simulations
     only: it is neither sent nor part of a fingerprint. true_effects: true effect of the campaign on each customer of
     the test set, by group, of generated data; None elsewhere. It is for the account of a finished run only.
+    independent_users: whether the dataset declares its groups to be users, see ``dataset.HasUsers``.
     """
 
     task: Task
@@ -207,6 +208,7 @@ class FederatedData:
     cold: ColdMerchants | None = None
     proxy_truth: npt.NDArray[np.int64] | None = None
     true_effects: Mapping[int, float] | None = None
+    independent_users: bool = False
 
     def __post_init__(self) -> None:
         if self.proxy_truth is not None and self.proxy_truth.shape != (len(self.proxy),):

@@ -5,7 +5,7 @@ sell from one shared world, in which brands, types, models and units have severa
 the server, cover only some of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,14 +20,21 @@ from fed_distill.data.dataset import IntArray, Source
 from fed_distill.data.examples import Task
 from fed_distill.data.intents import INTENTS
 from fed_distill.data.labeled import LabeledRows
-from fed_distill.data.tasks import category_task, choose_task
+from fed_distill.data.opinions import REVIEW_DRAWS, write_review
+from fed_distill.data.tasks import SENTIMENT, category_task, choose_task
 from fed_distill.data.vocabulary import COLORS, DEPARTMENTS, LANGUAGES
 from fed_distill.data.world import World, make_world
-from fed_distill.data.writing import QUESTION_DRAWS, draw_habits, write_query, write_question, write_title
+from fed_distill.data.writing import QUESTION_DRAWS, Habits, draw_habits, write_query, write_question, write_title
 from fed_distill.seeds import numpy_stream
 
 FAQ = Task("faq", tuple(INTENTS), pair=False, positive="return")
 """Intent of a shopper's question."""
+
+TASKS = ("relevance", "recommend", "category", "faq", "sentiment", "marketing-effect")
+"""Tasks of the marketplace."""
+
+Writer = Callable[[int, int, Habits, list[float]], str]
+"""Writes a text about a product, given the product, a label, the merchant's habits and uniform numbers."""
 
 _LARGEST = 15
 """Maximum size of a merchant, relative to the mean."""
@@ -45,29 +52,30 @@ class Offers:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Questions of all merchants' shoppers, as columns ``[questions]``; intents are indices into `INTENTS`."""
+class Written:
+    """Questions or reviews of all merchants' shoppers, as columns ``[texts]``. labels: indices into `INTENTS`, or the
+    classes of `SENTIMENT`."""
 
     texts: list[str]
     merchants: list[str]
     products: IntArray
-    intents: IntArray
+    labels: IntArray
 
 
 @dataclass(frozen=True)
 class Marketplace:
     """Synthetic merchants; tasks ``relevance``, ``recommend``, ``category`` (the department of a title), ``faq`` (the
-    intent of a shopper's question) and ``marketing-effect`` (whom a campaign makes buy; see ``data.campaigns``). The
-    domain is the product's department.
+    intent of a shopper's question), ``sentiment`` (whether a review is positive) and ``marketing-effect`` (whom a
+    campaign makes buy; see ``data.campaigns``). The domain is the product's department.
 
-    merchants: number of merchants. rows: mean number of offers, questions or customers per
-    merchant. products: number of products
-    in the world; 0 for 100 per merchant, at most 60,000. languages: languages of titles, queries and questions; each
-    merchant has a main one. size_spread: standard deviation of the logarithm of the merchants' sizes. grade_skew: from
-    0 (same grades or intents at all merchants) to 1 (their shares vary widely between merchants). world_seed: seed of
-    the world. assignment: who is treated by a campaign: half of the customers at random, or mostly those who would buy
-    without it. pairs_per_row: pairs (or, for recommend, candidates) per offer. max_pairs: maximum per merchant and part
-    of the split. ranking_queries, ranking_candidates: size of the ranking view.
+    merchants: number of merchants. rows: mean number of offers, questions, reviews or customers per merchant. products:
+    number of products in the world; 0 for 100 per merchant, at most 60,000. languages: languages of titles, queries and
+    questions; each merchant has a main one. size_spread: standard deviation of the logarithm of the merchants' sizes.
+    grade_skew: from 0 (same grades, intents or shares of praise at all merchants) to 1 (their shares vary widely
+    between merchants). world_seed: seed of the world. assignment: who is treated by a campaign: half of the customers
+    at random, or mostly those who would buy without it. pairs_per_row: pairs (or, for recommend, candidates) per offer.
+    max_pairs: maximum per merchant and part of the split. ranking_queries, ranking_candidates: size of the ranking
+    view.
     """
 
     merchants: Annotated[int, Field(ge=2, le=100_000)] = 12
@@ -89,7 +97,7 @@ class Marketplace:
 
     def read(self, config: DataConfig) -> Source:
         """Generate the offers and the source for the task."""
-        choose_task(config.task, "marketplace", ("relevance", "recommend", "category", "faq", "marketing-effect"))
+        choose_task(config.task, "marketplace", TASKS)
         world = make_world(self.products or min(100 * self.merchants, 60_000), self.world_seed)
         departments = tuple(DEPARTMENTS)
         if config.task == "marketing-effect":
@@ -97,15 +105,15 @@ class Marketplace:
             return generated_campaigns(
                 world, self._merchants(), languages, self.assignment == "confounded", self.world_seed, config
             )
-        if config.task == "faq":
-            questions = self.questions(world)
+        if config.task in ("faq", "sentiment"):
+            task, written = (FAQ, self.questions(world)) if config.task == "faq" else (SENTIMENT, self.reviews(world))
             return LabeledRows.build(
-                FAQ,
-                questions.texts,
-                questions.intents,
+                task,
+                written.texts,
+                written.labels,
                 config,
-                merchants=questions.merchants,
-                domains=[departments[at] for at in world.department_of[questions.products]],
+                merchants=written.merchants,
+                domains=[departments[at] for at in world.department_of[written.products]],
                 public_texts=True,
             )
         offers = self.offers(world)
@@ -172,29 +180,58 @@ class Marketplace:
             colors.append(color)
         return Offers(titles, queries, owners, np.concatenate(products), np.concatenate(colors))
 
-    def questions(self, world: World) -> Questions:
+    def questions(self, world: World) -> Written:
         """Generate the questions of every merchant's shoppers."""
+        names = tuple(INTENTS)
+
+        def write(product: int, intent: int, habits: Habits, draw: list[float]) -> str:
+            return write_question(world, product, names[intent], habits, draw)
+
+        return self._written(world, "questions", len(names), QUESTION_DRAWS, write)
+
+    def reviews(self, world: World) -> Written:
+        """Generate the reviews of every merchant's products."""
+        positive = SENTIMENT.positive_index
+
+        def write(product: int, label: int, habits: Habits, draw: list[float]) -> str:
+            return write_review(world, product, label == positive, habits, draw)
+
+        return self._written(world, "reviews", len(SENTIMENT.classes), REVIEW_DRAWS, write)
+
+    def _written(
+        self,
+        world: World,
+        kind: str,
+        classes: int,
+        draws_each: int,
+        write: Callable[[int, int, Habits, list[float]], str],
+    ) -> Written:
+        """Generate texts about products of every merchant's assortment, with labels in the merchant's own shares.
+
+        :param kind: names the random streams
+        :param draws_each: uniform numbers for a text
+        :param write: writes a text
+        """
         texts: list[str] = []
         owners: list[str] = []
         products: list[IntArray] = []
-        intents: list[IntArray] = []
+        labels: list[IntArray] = []
         languages = tuple(LANGUAGES.index(known) for known in self.languages)
-        names = tuple(INTENTS)
         for name, language, size in self._merchants():
-            rng = numpy_stream(self.world_seed, "questions", name)
+            rng = numpy_stream(self.world_seed, kind, name)
             habits = draw_habits(language, languages, rng)
-            shares = self.grade_skew * rng.dirichlet(np.ones(len(names))) + (1 - self.grade_skew) / len(names)
-            drawn_intents = rng.choice(len(names), size=size, p=shares)
+            shares = self.grade_skew * rng.dirichlet(np.ones(classes)) + (1 - self.grade_skew) / classes
+            drawn = rng.choice(classes, size=size, p=shares)
             chosen = _assortment(world, size, rng)
-            draws = rng.random((size, QUESTION_DRAWS)).tolist()
+            draws = rng.random((size, draws_each)).tolist()
             texts.extend(
-                write_question(world, product, names[intent], habits, draw)
-                for product, intent, draw in zip(chosen.tolist(), drawn_intents.tolist(), draws, strict=True)
+                write(product, label, habits, draw)
+                for product, label, draw in zip(chosen.tolist(), drawn.tolist(), draws, strict=True)
             )
             owners.extend([name] * size)
             products.append(chosen)
-            intents.append(drawn_intents)
-        return Questions(texts, owners, np.concatenate(products), np.concatenate(intents))
+            labels.append(drawn)
+        return Written(texts, owners, np.concatenate(products), np.concatenate(labels))
 
     def _merchants(self) -> Iterator[tuple[str, int, int]]:
         """Yield name, main language and number of offers of each merchant."""

@@ -13,14 +13,14 @@ setting of unsupervised domain adaptation.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fed_distill.config import DataConfig
 from fed_distill.config.data import ClicksConfig
 from fed_distill.data.click_labels import labelled_by_clicks
-from fed_distill.data.dataset import HasParts, IntArray, Source, true_effects
+from fed_distill.data.dataset import HasParts, IntArray, Source, has_independent_users, true_effects
 from fed_distill.data.examples import (
     UNLABELED,
     ColdMerchants,
@@ -29,8 +29,8 @@ from fed_distill.data.examples import (
     MerchantData,
     Ranking,
     Task,
-    members,
 )
+from fed_distill.data.groups import groupings, largest_group, merchants_of_a_group
 from fed_distill.data.proxy import proxy_set, shortfall
 from fed_distill.data.proxy_account import proxy_account
 from fed_distill.errors import ConfigError, DataError
@@ -110,6 +110,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
         account={},
         cold=_cold(source, row_blocks, split, config),
         true_effects=true_effects(source, held_out["test"]),
+        independent_users=has_independent_users(source),
     )
     return _with_account(data, source, split, row_blocks, config)
 
@@ -339,7 +340,8 @@ def _with_account(
             "public": {part: len(row_blocks.of(split.public, part)) for part in PARTS},
             "clients": {part: len(row_blocks.of(split.clients, part)) for part in PARTS},
         },
-        "largest_group": {by: _largest_group(data, by) for by in _groupings(data.task)},
+        "largest_group": {by: largest_group(data, by) for by in groupings(data.task)},
+        "merchants_of_a_group": {by: merchants_of_a_group(data, by) for by in groupings(data.task)},
         "groups": {part: len(np.unique(source.groups[split.roles == index])) for index, part in enumerate(PARTS)},
         "examples": {name: sum(map(len, parts)) for name, parts in tables.items()},
         "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name not in _UNLABELED},
@@ -365,16 +367,6 @@ def _tables(data: FederatedData) -> Iterator[tuple[str, list[Examples]]]:
     yield "test", [data.test]
     if data.cold is not None:
         yield "cold", [data.cold.test]
-
-
-def _groupings(task: Task) -> tuple[Literal["group", "text", "pair"], ...]:
-    return ("group", "text", "pair") if task.pair else ("group", "text")
-
-
-def _largest_group(data: FederatedData, by: Literal["group", "text", "pair"]) -> int:
-    """Return the size of the largest group of training examples (``members``) at one merchant; 0 without merchants."""
-    tables = [merchant.train for merchant in data.merchants.values() if len(merchant.train)]
-    return max((int(np.bincount(members(table, by)).max()) for table in tables), default=0)
 
 
 def class_counts(task: Task, tables: Sequence[Examples]) -> dict[str, int]:

@@ -113,13 +113,7 @@ def write_question(world: World, product: int, intent: str, habits: Habits, draw
     patterns = INTENTS[intent][language]
     pattern = patterns[habits.code_style if draws[1] < 0.4 else int(draws[2] * len(patterns))]
     name = world.types[world.type_of[product]].words[language][habits.synonym if draws[3] < 0.7 else int(draws[4] * 3)]
-    picks = iter(draws[11:])
-
-    def pick(match: re.Match[str]) -> str:
-        choices, draw = match[1].split("/"), next(picks)
-        return choices[habits.synonym % len(choices) if draw < 0.5 else int((2 * draw - 1) * len(choices))]
-
-    text = _ALTERNATIVES.sub(pick, pattern).replace("{product}", name)
+    text = chosen(pattern, habits, draws[11:]).replace("{product}", name)
     text = _fragment(text, language, draws[10]) if draws[9] < _FRAGMENTS else text
     text += ("？" if language == _CHINESE else "?") if draws[5] < 0.6 else ""
     before, after = GREETINGS[language], CLOSINGS[language]
@@ -127,7 +121,26 @@ def write_question(world: World, product: int, intent: str, habits: Habits, draw
         text = f"{before[int(draws[6] / (0.15 + habits.noise) * len(before))]}, {text}"
     if draws[7] < 0.15 + habits.noise:
         text = f"{text} {after[int(draws[7] / (0.15 + habits.noise) * len(after))]}"
-    text = _mistyped(text, draws[8] / habits.typo) if draws[8] < habits.typo else text
+    return finished(text, habits, draws[8])
+
+
+def chosen(pattern: str, habits: Habits, draws: list[float]) -> str:
+    """Choose one of each of the pattern's alternatives, half of the time the merchant's usual one.
+
+    :param draws: at least as many uniform numbers as there are alternatives
+    """
+    picks = iter(draws)
+
+    def pick(match: re.Match[str]) -> str:
+        choices, draw = match[1].split("/"), next(picks)
+        return choices[habits.synonym % len(choices) if draw < 0.5 else int((2 * draw - 1) * len(choices))]
+
+    return _ALTERNATIVES.sub(pick, pattern)
+
+
+def finished(text: str, habits: Habits, draw: float) -> str:
+    """Return a text with the merchant's share of mistyped ones and its case. ``draw``: a uniform number."""
+    text = _mistyped(text, draw / habits.typo) if draw < habits.typo else text
     return text.upper() if habits.upper else text.lower() if habits.lower else text
 
 

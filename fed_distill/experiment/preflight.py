@@ -85,6 +85,7 @@ def check_models(experiment: Experiment, data: FederatedData) -> list[TextModel]
     check_augmentation(experiment.training.augmentation)
     mechanism, task, texts = mechanism_of(experiment), data.task, server_texts(data, data.proxy)
     mechanism.check_task(task)
+    mechanism.check_data(experiment, data)
     check_fine_tuning(experiment.teacher)
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]

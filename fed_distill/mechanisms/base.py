@@ -18,7 +18,7 @@ from fed_distill.aggregation.base import Aggregator
 from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.config import Experiment, FederationConfig, PrivacyConfig, ProtectedConfig
 from fed_distill.config.tables import ConfigTable
-from fed_distill.data.examples import Examples, Task
+from fed_distill.data.examples import Examples, FederatedData, Task
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.revealed import Revealed
 from fed_distill.models import TextModel
@@ -110,6 +110,9 @@ class Mechanism(ABC):
     def check_task(self, task: Task) -> None:  # noqa: B027 - most can do with every task
         """Raise ConfigError for a task that the unit does not support."""
 
+    def check_data(self, experiment: Experiment, data: FederatedData) -> None:  # noqa: B027 - most promise for any data
+        """Raise ConfigError if the guarantee, as worded, does not hold for data that were made like these."""
+
     def check_student(self, student: TextModel) -> None:  # noqa: B027 - most units support every student
         """Raise ConfigError for a student that the mechanism does not support."""
 
@@ -174,11 +177,12 @@ class Protecting(Mechanism):
         """Return a description of a group, if the unit is one."""
         return None
 
-    def about_groups(self, group: str | None, largest: int | None) -> list[str]:
+    def about_groups(self, group: str | None, largest: int | None, merchants: int | None = None) -> list[str]:
         """Return sentences about groups for the report.
 
         :param group: description of a group, see ``group``
-        :param largest: size of the largest group, if known
+        :param largest: size of the largest group at one merchant, if known
+        :param merchants: maximum number of merchants that train on one group, if known
         """
         return []
 

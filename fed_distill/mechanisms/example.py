@@ -29,7 +29,7 @@ class ByExample(AtMerchants):
             "merchant is added or removed.",
         )
 
-    def about_groups(self, group: str | None, largest: int | None) -> list[str]:
+    def about_groups(self, group: str | None, largest: int | None, merchants: int | None = None) -> list[str]:
         """Return how much weaker the guarantee is for a group of examples."""
         if largest is None:
             return [

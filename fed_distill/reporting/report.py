@@ -7,12 +7,13 @@ Styles and charts are inline, so that it can be opened without a network. Its in
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fed_distill.config.experiment import TINY
 from fed_distill.errors import CheckpointError
+from fed_distill.evaluation.cold_start import ENOUGH
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting import headline, wording
 from fed_distill.reporting.differences import REFERENCES
@@ -31,6 +32,9 @@ from fed_distill.reporting.store import (
 )
 from fed_distill.reporting.template import REPORT_PAGE
 from fed_distill.storage.files import write_atomic
+
+if TYPE_CHECKING:
+    from fed_distill.reporting.overlap_chart import PropensityHistogram
 
 Record = Mapping[str, Any]
 FILES = {
@@ -54,21 +58,31 @@ def write_report(folder: Path, summary: Record | None = None) -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot read {folder / EXPERIMENT}: {error.strerror}") from error
     path = folder / REPORT
-    page = render(summary, read_records(folder), experiment, str(folder), read_disagreements(folder))
+    from fed_distill.reporting.overlap_chart import read_overlap  # imports matplotlib, which is slow
+
+    page = render(
+        summary, read_records(folder), experiment, str(folder), read_disagreements(folder), read_overlap(folder)
+    )
     write_atomic(path, page)
     return path
 
 
 def render(
-    summary: Record, records: Sequence[Record], experiment: str, folder: str, disagreeing: Disagreements | None = None
+    summary: Record,
+    records: Sequence[Record],
+    experiment: str,
+    folder: str,
+    disagreeing: Disagreements | None = None,
+    arms: "PropensityHistogram | None" = None,
 ) -> str:
     """Render the report.
 
     :param experiment: the run's TOML
     :param folder: the run's folder, for the command that repeats it
     :param disagreeing: examples on which teacher and student disagree, if the run lists any
+    :param arms: customers of a campaign by propensity, for marketing-effect
     """
-    from fed_distill.reporting import run_charts  # imports matplotlib, which is slow
+    from fed_distill.reporting import overlap_chart, run_charts  # they import matplotlib, which is slow
 
     metric = wording.METRIC_NAMES[summary["headline"]]
     rows, series = _rows(summary), _series(summary)
@@ -89,6 +103,7 @@ def render(
         headline=headline.headline(summary),
         adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
         covers=headline.covers(summary),
+        enough=ENOUGH,
         references={name: wording.ROW_NAMES[name] for name in REFERENCES},
         compared=headline.compared,
         privacy=wording.privacy(summary),
@@ -106,6 +121,8 @@ def render(
         classes=_classes(summary),
         files=FILES,
         disagreeing=disagreeing,
+        arms=arms,
+        overlap=overlap_chart.overlap(arms),
         traffic=run_charts.traffic(summary, {row.name: row.values for row in rows if row.federated}, metric, series),
     )
 

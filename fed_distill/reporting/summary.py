@@ -12,6 +12,7 @@ from typing import Any
 
 from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.data.examples import Task
+from fed_distill.evaluation.cold_start import as_table
 from fed_distill.evaluation.metrics import SCORES, worst_merchant
 from fed_distill.evaluation.shares import YARDSTICKS, Share, gap_closed, retention
 from fed_distill.evaluation.statistics import Estimate, Sample, estimate, worst_tenth
@@ -221,6 +222,7 @@ class _Measure:
             },
             "validation": _mean_metrics([unit.validation for unit in units]),
             "cold": _mean_metrics([unit.cold for unit in units]),
+            **_cold_start(units),
             "interval": {
                 **{name: one and one.half_width for name, one in found.items()},
                 **{name: share.half_width for name, share in shares.items()},
@@ -255,6 +257,12 @@ class _Measure:
             if name in YARDSTICKS and [unit.seed for unit in own] == seeds
         }
         return gap_closed(sample_of(units, metric), same)
+
+
+def _cold_start(units: Sequence[Outcome]) -> dict[str, Any]:
+    """Return metrics of cold and warm products and customers, where they were measured."""
+    found = as_table({name: _mean([unit.metrics.get(name) for unit in units]) for name in units[0].metrics})
+    return {"cold_start": found} if found else {}
 
 
 def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:
@@ -305,12 +313,15 @@ def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the size of the largest group of a merchant's examples, which is known in a simulation only."""
+    """Add the size of the largest group of a merchant's examples, and the number of merchants that train on one group,
+    which are known in a simulation only."""
     known = account.get("largest_group")
     mechanism = mechanism_of(experiment) if is_protected(privacy["unit"]) else None
     if not isinstance(mechanism, AtMerchants) or not privacy.get("reproducible_noise") or known is None:
         return privacy
-    return {**privacy, "largest_group": known.get(mechanism.kind() or "group")}
+    kind = mechanism.kind() or "group"
+    shared = account.get("merchants_of_a_group", {}).get(kind) if mechanism.grouped else None
+    return {**privacy, "largest_group": known.get(kind), "merchants_of_a_group": shared}
 
 
 def _mean_and_worst(

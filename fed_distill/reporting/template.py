@@ -102,6 +102,25 @@ REPORT_PAGE = """{% extends "page" %}
   {% endfor %}
 </section>
 
+{% for row in rows if row.values.get("cold_start") %}
+{% if loop.first %}
+<section id="cold-start">
+  <h2>Products and customers that training did not see</h2>
+  <p>Cold products are in no training example, neither bought nor in a history; cold customers have no training example. Both are ranked among the same candidates as the warm ones. Kinds with fewer than {{ enough }} queries are left out.</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Cold and warm products and customers">
+  <table>
+    <thead><tr><th scope="col">Student</th>{% for kind, found in row.values.cold_start.items() %}{% for name in ("ndcg@10", "recall@20") %}<th scope="col">{{ metric_names[name] }},<br>{{ kind }}<small>{{ found.queries | count }} queries</small></th>{% endfor %}{% endfor %}</tr></thead>
+    <tbody>
+{% endif %}
+    <tr class="{{ "main" if row.kind == "main" }}"><th scope="row">{{ row.name }}</th>{% for found in row.values.cold_start.values() %}{% for name in ("ndcg@10", "recall@20") %}<td>{{ found[name] | number }}</td>{% endfor %}{% endfor %}</tr>
+{% if loop.last %}
+    </tbody>
+  </table>
+  </div>
+</section>
+{% endif %}
+{% endfor %}
+
 {% for level, row in (summary.levels or {}).items() %}
 {% if loop.first %}
 <section id="levels">
@@ -134,6 +153,14 @@ REPORT_PAGE = """{% extends "page" %}
   <h2>Who gains: the spread over merchants</h2>
   <p>A mean can hide a merchant with low accuracy. Each dot is a merchant, the bar is the mean, and the lowest is named. {{ winners }}</p>
   {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20.") }}
+</section>
+{% endif %}
+
+{% if overlap %}
+<section id="overlap">
+  <h2>Were treated and other customers alike?</h2>
+  <p>The propensity is the probability of being treated, estimated from what a customer bought before. Where only one arm has customers, an effect cannot be estimated but only extrapolated. Propensities of {{ arms.clipped | percent(1) }} of the customers were clipped; weighted, the arms are worth {{ arms.effective[0] | count }} treated and {{ arms.effective[1] | count }} other customers.</p>
+  {{ figure(overlap, "Test customers: treated upwards, others downwards, as shares of each arm. Arms that were assigned at random have the same shape. campaign_effect.txt has the numbers, and the effects.") }}
 </section>
 {% endif %}
 

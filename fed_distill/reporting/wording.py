@@ -149,7 +149,9 @@ def promises(summary: Mapping[str, Any]) -> list[str]:
         found += [f"For comparison between runs: ε = {at}."] if known else []
     mechanism = recalled(block["unit"])
     if mechanism is not None:
-        found += mechanism.about_groups(block.get("group"), block.get("largest_group"))
+        found += mechanism.about_groups(
+            block.get("group"), block.get("largest_group"), block.get("merchants_of_a_group")
+        )
     if block.get("reproducible_noise"):
         found.append(
             "This run's noise is derived from the run's seed, so anyone who has the seed can subtract it: it protects "

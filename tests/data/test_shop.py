@@ -17,6 +17,7 @@ from fed_distill.data.examples import Examples
 from fed_distill.data.shop import dataset
 from fed_distill.data.shop.tables import ShopColumns, ShopFiles, at_home, read_tables
 from fed_distill.errors import ConfigError, DataError
+from fed_distill.evaluation import cold_start
 from fed_distill.reporting.store import read_summary
 from fed_distill.serving.student import load_student
 
@@ -93,8 +94,8 @@ def test_the_test_would_find_a_random_split(folder: Path, monkeypatch: pytest.Mo
 
     by_time = next_basket._by_time
 
-    def at_random(times, owners, customers, config):
-        parts, end = by_time(times, owners, customers, config)
+    def at_random(times, owners, customers, config, given):
+        parts, end = by_time(times, owners, customers, config, given)
         return np.random.default_rng(0).permutation(parts), end
 
     monkeypatch.setattr(next_basket, "_by_time", at_random)
@@ -354,9 +355,11 @@ def test_the_complete_journey_has_457_stores() -> None:
 
 
 def test_a_federation_stands_beside_recommenders_without_weights(
-    folder: Path, tiny_experiment, simulate, tmp_path: Path
+    folder: Path, tiny_experiment, simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cold_start, "ENOUGH", 10)
     changes = {f"data.{name}": value for name, value in config(folder).model_dump(exclude_defaults=True).items()}
+    changes["data.max_examples"] = None
     names = ["popularity", "repeat", "item-knn"]
     result, _ = simulate(tiny_experiment(tmp_path, {**changes, "controls": names}))
     summary = read_summary(result)
@@ -366,6 +369,12 @@ def test_a_federation_stands_beside_recommenders_without_weights(
     # an nDCG of two products of which the first is found is the best of rules: 1 / (1 + 1 / log2(3)).
     assert popular["ndcg@10"] == pytest.approx(1 / (1 + 1 / np.log2(3)), abs=0.05)
     assert popular["accuracy"] is None and popular["macro_f1"] is None
+    # A special is sold on one day, so that those of the test are in no training example; nothing is known of them.
+    assert set(popular["cold_start"]) == {"cold products", "warm products"}
+    assert popular["cold_start"]["cold products"]["ndcg@10"] < popular["cold_start"]["warm products"]["ndcg@10"] == 1.0
+    assert popular["cold_start"]["cold products"]["queries"] >= 10
+    report = (result / "report.html").read_text(encoding="utf-8")
+    assert 'id="cold-start"' in report and f"{popular['cold_start']['cold products']['queries']:.0f} queries" in report
     with pytest.raises(ConfigError, match="control 'repeat' recommends by purchases, which task 'relevance'"):
         simulate(tiny_experiment(tmp_path / "other", {"controls": ["repeat"]}))
 

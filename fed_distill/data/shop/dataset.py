@@ -6,6 +6,7 @@ households in 457 stores. Its publisher says that they are simulated, so results
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,8 +53,12 @@ class _Baskets:
     pairs_per_row: pairs per basket, one of a product in it, the others of products of the merchant. max_pairs: maximum
     per merchant and part of the split. ranking_queries, ranking_candidates: size of the ranking view; 0 candidates: all
     products that the merchant sold before the period of validation. home_only: keep a customer's baskets at one
-    merchant only, so that a privacy unit of groups hides all that a customer bought. placebo: of campaigns, none, or
-    one that must find no effect: before (their days are moved before their beginning) or permuted (treatment).
+    merchant only. independent_customers: for next-basket, keep them so, and make each customer's examples of this
+    customer's purchases and the list of products alone, as privacy.group = "user" needs; max_pairs is then per customer
+    and part, pairs have any products of the list, and valid_from and test_from are required. valid_from, test_from: for
+    next-basket, first days of validation and test, such as "2024-10-01", instead of shares of the baskets. placebo: of
+    campaigns, none, or one that must find no effect: before (their days are moved before their beginning) or permuted
+    (treatment).
     """
 
     history: Annotated[int, Field(ge=1)] = 100
@@ -63,6 +68,9 @@ class _Baskets:
     ranking_queries: Annotated[int, Field(ge=1)] = 2000
     ranking_candidates: Annotated[int, Field(ge=0)] = 100
     home_only: bool = False
+    independent_customers: bool = False
+    valid_from: date | None = None
+    test_from: date | None = None
     placebo: Literal["none", "before", "permuted"] = "none"
 
     def source(self, tables: ShopTables, config: DataConfig, campaigns: Campaigns | None = None) -> Source:
@@ -72,6 +80,7 @@ class _Baskets:
         """
         if config.partition != "merchant":
             raise ConfigError(f"purchases have merchants: remove data.partition = {config.partition!r}")
+        starts = self._starts(config)
         if campaigns is not None:
             if self.placebo == "before":
                 campaigns = campaigns.before()
@@ -80,13 +89,22 @@ class _Baskets:
             if self.home_only:
                 tables = at_home(tables, before_campaigns(tables, campaigns))
             return campaign_rows(tables, campaigns, config, self.products)
-        early = np.arange(len(tables.times)) < (1.0 - config.valid_share - config.test_share) * len(tables.times)
+        if starts is None:
+            early = np.arange(len(tables.times)) < (1.0 - config.valid_share - config.test_share) * len(tables.times)
+        else:
+            early = tables.times < starts[0]
         if config.task == PROFILE:
             return profiles(at_home(tables, early) if self.home_only else tables, config, self.products)
         options = BasketOptions(
-            self.history, self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates
+            self.history,
+            self.pairs_per_row,
+            self.max_pairs,
+            self.ranking_queries,
+            self.ranking_candidates,
+            starts,
+            self.independent_customers,
         )
-        if not self.home_only:
+        if not (self.home_only or self.independent_customers):
             return NextBasket.build(tables, config, options)
         while True:
             source = NextBasket.build(at_home(tables, early), config, options)
@@ -94,6 +112,23 @@ class _Baskets:
             if not late.any():
                 return source
             early &= ~late  # validation and test decide nobody's home; the next end depends on the homes in turn
+
+    def _starts(self, config: DataConfig) -> tuple[np.datetime64, np.datetime64] | None:
+        """Return the first days of validation and test, if they are given; raise ConfigError for one without the other,
+        and for independent customers who would not be: days by shares of the baskets depend on everybody's."""
+        given = {key: getattr(self, key) for key in ("independent_customers", "valid_from", "test_from")}
+        wanted = [key for key, value in given.items() if value]
+        if wanted and config.task != NEXT_BASKET.name:
+            raise ConfigError(f"data.options.{wanted[0]} is for next-basket, not for {config.task}: remove it")
+        if self.valid_from is None or self.test_from is None:
+            if wanted:
+                missing = "valid_from" if self.valid_from is None else "test_from"
+                raise ConfigError(
+                    f"data.options.{wanted[0]} needs {missing} too, as days by shares depend on all customers' baskets:"
+                    " set it to a day, such as '2024-10-01'"
+                )
+            return None
+        return np.datetime64(self.valid_from), np.datetime64(self.test_from)
 
 
 @dataclass(frozen=True)

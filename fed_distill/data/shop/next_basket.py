@@ -37,7 +37,10 @@ class BasketOptions:
 
     history: number of purchases in a history. pairs_per_row: pairs per basket: one product in it, then products of the
     merchant that are not. max_pairs: maximum per merchant and part of the split. ranking_queries: size of the ranking
-    view. ranking_candidates: candidates of a query; 0: all products of the merchant.
+    view. ranking_candidates: candidates of a query; 0: all products of the merchant. starts: first days of validation
+    and test, or None: by shares of the baskets. independent: make a customer's examples of this customer's purchases
+    and the list of products alone: at most max_pairs per customer, and products of the list instead of those that the
+    merchant sold. The ranking view, which is for evaluation, is made of the merchant's as always.
     """
 
     history: int
@@ -45,6 +48,8 @@ class BasketOptions:
     max_pairs: int
     ranking_queries: int
     ranking_candidates: int
+    starts: tuple[np.datetime64, np.datetime64] | None = None
+    independent: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class NextBasket:
     items: tuple[str, ...]
     assortments: tuple[IntArray, ...]
     end: np.datetime64
+    customers: tuple[str, ...]
     options: BasketOptions
     account: Mapping[str, Any] = field(default_factory=dict)
     task: Task = NEXT_BASKET
@@ -93,7 +99,7 @@ class NextBasket:
         if not rows:
             raise DataError("no customer has two baskets at one merchant: next-basket needs purchases over time")
         owners, customers = tables.merchants[rows], tables.customers[rows]
-        parts, end = _by_time(tables.times[rows], owners, customers, config)
+        parts, end = _by_time(tables.times[rows], owners, customers, config, options.starts)
         trained = np.searchsorted(tables.times, end)
         return cls(
             tables.merchant_names,
@@ -105,13 +111,36 @@ class NextBasket:
             items,
             _assortments(contents[:trained], tables.merchants[:trained], len(tables.merchant_names)),
             end,
+            tables.customer_names,
             options,
             account,
         )
 
+    @property
+    def independent_users(self) -> bool:
+        """Whether the examples of a customer depend on nobody else's purchases; see ``HasUsers``."""
+        return self.options.independent
+
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
         """Make at most ``max_pairs`` pairs of a history and a product of the merchant."""
-        return self._pairs(rows, self.options.max_pairs, numpy_stream(seed, "baskets", merchant, part))
+        if not self.options.independent:
+            return self._pairs(rows, self.options.max_pairs, numpy_stream(seed, "baskets", merchant, part))
+        by_customer = rows[np.argsort(self.groups[rows], kind="stable")]
+        edges = np.flatnonzero(np.diff(self.groups[by_customer])) + 1
+        listed = np.arange(len(self.items))
+        return Examples.concatenate(
+            [
+                self._pairs(
+                    own,
+                    self.options.max_pairs,
+                    numpy_stream(seed, "baskets", merchant, part, self.customers[self.groups[own[0]]]),
+                    listed,
+                )
+                for own in np.split(by_customer, edges)
+                if len(own)
+            ]
+            or [self._examples(rows, rows)]
+        )
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
         """Make further pairs of the public merchants' customers."""
@@ -165,13 +194,14 @@ class NextBasket:
         examples = self._examples(asked, np.concatenate(found))
         return Ranking(examples, factorize(np.repeat(np.arange(len(queries)), sizes).tolist()))
 
-    def _pairs(self, rows: IntArray, most: int, rng: np.random.Generator) -> Examples:
+    def _pairs(self, rows: IntArray, most: int, rng: np.random.Generator, listed: IntArray | None = None) -> Examples:
+        """Make at most ``most`` pairs; products that are not in the basket are of ``listed``, or of the assortment."""
         slots = self.options.pairs_per_row
         chosen = np.sort(rng.permutation(rows)[: -(-most // slots)])
         asked = np.repeat(chosen, slots)[:most]
         shown = np.empty(len(asked), dtype=np.int64)
         for at, row in enumerate(asked.tolist()):
-            bought, offered = self.baskets[row], self.assortments[self.owners[row]]
+            bought, offered = self.baskets[row], self.assortments[self.owners[row]] if listed is None else listed
             shown[at] = rng.choice(bought) if at % slots == 0 or not len(offered) else rng.choice(offered)
         return self._examples(asked, shown)
 
@@ -208,19 +238,33 @@ def items_of(tables: ShopTables, max_characters: int) -> tuple[tuple[str, ...], 
     return tuple(distinct), item_of, account
 
 
-def _by_time(times: Times, owners: IntArray, customers: IntArray, config: DataConfig) -> tuple[IntArray, np.datetime64]:
+def _by_time(
+    times: Times,
+    owners: IntArray,
+    customers: IntArray,
+    config: DataConfig,
+    given: tuple[np.datetime64, np.datetime64] | None = None,
+) -> tuple[IntArray, np.datetime64]:
     """Return the part of each row, and the first time of the period of validation.
 
-    A period has whole days, and about its share of the rows. Rows are ordered by time.
+    A period has whole days, and about its share of the rows, or begins on the ``given`` days. Rows are ordered by time.
     """
     days = times.astype("datetime64[D]")
-    shares = (1.0 - config.valid_share - config.test_share, 1.0 - config.test_share)
-    starts = [days[min(int(share * len(days)), len(days) - 1)] for share in shares]
-    if starts[0] == days[0] or (config.valid_share and config.test_share and starts[0] == starts[1]):
-        raise DataError(
-            f"the baskets of {len(np.unique(days))} days cannot be split by time into training, validation and test: "
-            "lower data.valid_share and data.test_share, or use more days"
-        )
+    if given is not None:
+        starts = list(given)
+        if not (days[0] < given[0] < given[1] <= days[-1]):
+            raise DataError(
+                f"data.options.valid_from = {given[0]} and test_from = {given[1]} must be in this order and within the "
+                f"days of baskets with a history, after {days[0]} and not after {days[-1]}"
+            )
+    else:
+        shares = (1.0 - config.valid_share - config.test_share, 1.0 - config.test_share)
+        starts = [days[min(int(share * len(days)), len(days) - 1)] for share in shares]
+        if starts[0] == days[0] or (config.valid_share and config.test_share and starts[0] == starts[1]):
+            raise DataError(
+                f"the baskets of {len(np.unique(days))} days cannot be split by time into training, validation and "
+                "test: lower data.valid_share and data.test_share, or use more days"
+            )
     period = np.searchsorted(np.array(starts), days, side="right")
     first = np.unique(np.stack([period, owners, customers]), axis=1, return_index=True)[1]
     parts = np.where(period == 0, 0, -1)
