@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fed_distill.config.experiment import TINY
 from fed_distill.errors import CheckpointError
 from fed_distill.evaluation.cold_start import ENOUGH
 from fed_distill.privacy.disclosure import WHY, is_private
@@ -116,7 +115,7 @@ def render(
         curves=run_charts.learning(summary, records, metric, series),
         spread=run_charts.merchants(summary, series),
         winners=_winners(summary),
-        is_tiny=summary["name"].endswith(TINY),
+        is_tiny=wording.is_tiny(summary),
         weak_teacher=wording.weak_teacher(summary),
         classes=_classes(summary),
         files=FILES,

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from fed_distill.config.experiment import TINY
+from fed_distill.evaluation.shares import AT_CHANCE
 from fed_distill.mechanisms.lookup import recalled
 from fed_distill.privacy.disclosure import is_private
 
@@ -202,25 +204,40 @@ def audit_bound(summary: Mapping[str, Any]) -> str:
     return " ".join(found)
 
 
+def is_tiny(summary: Mapping[str, Any]) -> bool:
+    """Whether the run is an experiment's tiny version."""
+    name: str = summary["name"]
+    return name.endswith(TINY)
+
+
 def weak_teacher(summary: Mapping[str, Any]) -> str:
-    """Return a warning if the teacher is worse than the student without it, or, without that control, than the
-    student that it taught; else an empty string.
+    """Return a warning if the teacher is no better than chance, or worse than the student without it, or, without that
+    control, than the student that it taught; else an empty string.
 
     A student may well be better than its teacher where it learned from labels too, so that only a difference beyond
     the control's interval counts.
     """
     name = "student" if "student" in summary["controls"] else "server"
     teacher = summary["teacher"].get(summary["headline"])
-    if teacher is None or name not in summary["controls"]:
+    if teacher is None:
+        return ""
+    advice = (
+        ""
+        if is_tiny(summary)
+        else " Give it more steps or labels, or choose another (teacher.steps, data.public_labels, teacher.model)."
+    )
+    chance = summary["federations"][summary["federation"]]["notes"].get("retention", "")
+    if chance.startswith(AT_CHANCE):
+        return f"{chance[0].upper()}{chance[1:]}: do not expect its soft labels to help.{advice}"
+    if name not in summary["controls"]:
         return ""
     score = summary["controls"][name][summary["headline"]]
     half = summary["intervals"]["controls"][name].get(summary["headline"]) or 0.0
     if score is None or teacher >= score - half:
         return ""
     return (
-        f"The teacher ({number(teacher)}) is worse than {ROW_NAMES[name]} ({number(score)}): its soft labels can only "
-        "harm, and what is kept of its quality says nothing. Give it more steps or labels, or choose another "
-        "(teacher.steps, data.public_labels, teacher.model)."
+        f"The teacher ({number(teacher)}) is worse than {ROW_NAMES[name]} ({number(score)}): its soft labels may harm, "
+        f"and what is kept of its quality says nothing.{advice}"
     )
 
 
