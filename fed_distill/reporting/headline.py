@@ -11,6 +11,8 @@ ADDED = {
     "federation_without_teacher": "Federation without a teacher adds",
 }
 """Titles of ``summary["adds"]``."""
+SIGNIFICANT = 0.05
+"""The p-value, after Holm's correction, from which on a difference is not certain."""
 
 
 def added(found: Mapping[str, Any] | None) -> str:
@@ -53,15 +55,21 @@ def headline(summary: Mapping[str, Any]) -> str:
     if adds["teacher"] is not None:
         parts.append(
             f"The teacher adds {added(adds['teacher'])} {metric} ({ROW_NAMES['server']} minus "
-            f"{ROW_NAMES['student']}){_chance(adds['teacher'])}."
+            f"{ROW_NAMES['student']}){_reservation(adds['teacher'])}."
         )
     if adds["federation"] is not None:
-        parts.append(f"Federation adds {added(adds['federation'])}{_chance(adds['federation'])}.")
+        parts.append(f"Federation adds {added(adds['federation'])}{_reservation(adds['federation'])}.")
     return " ".join(parts)
 
 
-def _chance(found: Mapping[str, Any]) -> str:
-    half = found["half_width"]
+def _reservation(found: Mapping[str, Any]) -> str:
+    """Say if a difference may be chance: by its own interval, then by the p-value of the table, which has Holm's
+    correction. The interval of a difference is not corrected, and may exclude 0 where that p-value is not small."""
+    half, p_value = found["half_width"], found.get("p_adjusted")
     if half is None:
         return ", which may be chance"
-    return ", which is within chance" if abs(found["value"]) <= half else ""
+    if abs(found["value"]) <= half:
+        return ", which is within chance"
+    if p_value is not None and p_value >= SIGNIFICANT:
+        return f" (p = {probability(p_value)} among the rows of the table: not certain)"
+    return ""

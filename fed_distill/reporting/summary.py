@@ -129,7 +129,7 @@ def summarize(
             "controls": {name: one["interval"] for name, one in control_rows.items()},
         },
         "interval_covers": student["interval_covers"],
-        "adds": added(controls, federations[main], experiment.federation.start, task.headline),
+        "adds": added(controls, federations[main], experiment.federation.start, task.headline, above),
         "adaptation": student["adaptation"],
         "classes": list(task.classes),
         "confusion": confusion,
