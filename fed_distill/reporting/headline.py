@@ -11,6 +11,8 @@ ADDED = {
     "federation_without_teacher": "Federation without a teacher adds",
 }
 """Titles of ``summary["adds"]``."""
+BASES = {"student": "labels only", "server": "server alone"}
+"""Short names of the rows that are subtracted, ``over`` in ``summary["adds"]``."""
 SIGNIFICANT = 0.05
 """The p-value, after Holm's correction, from which on a difference is not certain."""
 
@@ -49,7 +51,8 @@ def covers(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Return one or two sentences: what the teacher adds and what federation adds in the headline metric."""
+    """Return what the teacher adds and what federation adds in the headline metric, one sentence each, and a third if
+    FedAvg without a teacher scores above the run's method."""
     adds, metric = summary["adds"], METRIC_NAMES[summary["headline"]]
     parts = []
     if adds["teacher"] is not None:
@@ -59,7 +62,28 @@ def headline(summary: Mapping[str, Any]) -> str:
         )
     if adds["federation"] is not None:
         parts.append(f"Federation adds {added(adds['federation'])}{_reservation(adds['federation'])}.")
+    if (ahead := _fedavg_ahead(summary)) is not None:
+        half = "" if ahead["half_width"] is None else f" ± {number(ahead['half_width'])}"
+        parts.append(
+            f"FedAvg without a teacher scores {number(ahead['value'])}{half} higher than this method"
+            f"{_reservation(ahead)}."
+        )
     return " ".join(parts)
+
+
+def _fedavg_ahead(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the control fedavg minus the run's method, paired where they were measured on the same seeds; None unless
+    it is positive."""
+    main, name = summary["federations"][summary["federation"]], summary["headline"]
+    pair = main["above"]["fedavg"]
+    if pair is not None:
+        found = {**pair, "value": -pair["value"]}
+    else:
+        control = summary["controls"].get("fedavg", {})
+        if control.get(name) is None or main[name] is None:
+            return None
+        found = {"value": control[name] - main[name], "half_width": None}
+    return found if found["value"] > 0 else None
 
 
 def _reservation(found: Mapping[str, Any]) -> str:

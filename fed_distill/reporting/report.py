@@ -101,6 +101,7 @@ def render(
         verdict=wording.verdict(summary),
         headline=headline.headline(summary),
         adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
+        bases=headline.BASES,
         covers=headline.covers(summary),
         enough=ENOUGH,
         references={name: wording.ROW_NAMES[name] for name in REFERENCES},

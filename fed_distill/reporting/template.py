@@ -47,7 +47,7 @@ REPORT_PAGE = """{% extends "page" %}
   <p class="verdict">{{ headline }} {{ verdict }}</p>
   {% if byzantine %}<p>{{ byzantine }}</p>{% endif %}
   <dl class="tiles">
-    {% for title, found in adds.items() %}{{ tile(title, found.value | signed if found else "–", "in " ~ metric, found.half_width | plus_minus if found else "") }}
+    {% for title, found in adds.items() %}{{ tile(title, found.value | signed if found else "–", "in " ~ metric ~ (" over " ~ bases[found.over] if found and found.get("over") else ""), found.half_width | plus_minus if found else "") }}
     {% endfor %}
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}

@@ -226,3 +226,19 @@ def test_a_teacher_below_the_student_without_it_is_named_and_nothing_is_kept_of_
     assert ("its soft labels may harm" in page) is warned
     verdict = re.search(r'class="verdict">(.*?)</p>', page, re.DOTALL)[1]
     assert ("of the teacher's" in verdict.replace("&#39;", "'")) is not warned
+
+
+def test_the_tiles_name_what_is_subtracted(summary):
+    gain = {"value": 0.01, "half_width": 0.002, "p_value": 0.01, "covers": [], "p_adjusted": 0.02}
+    over = {"teacher": "student", "federation": "server", "federation_without_teacher": "student"}
+    summary["adds"] = {name: {**gain, "over": base} for name, base in over.items()}
+    page = render(summary, [], "", "runs/x")
+    tiles = re.findall(r"<dt>([^<]*adds)</dt>.*?<dd class=\"sub\">([^<]*)</dd>", page)
+    assert tiles == [
+        ("The teacher adds", "in nDCG@10 over labels only"),
+        ("Federation adds", "in nDCG@10 over server alone"),
+        ("Federation without a teacher adds", "in nDCG@10 over labels only"),
+    ]
+    for one in summary["adds"].values():
+        del one["over"]
+    assert "in nDCG@10</dd>" in render(summary, [], "", "runs/x"), "a run of an earlier version does not say it"
