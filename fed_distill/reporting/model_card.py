@@ -291,7 +291,7 @@ def _worst(summary: Mapping[str, Any]) -> str:
         f"Accuracy on a merchant's own test examples: {wording.number(student['merchant_accuracy'], 3)} on average, "
         f"{wording.number(student['worst_tenth'], 3)} at the tenth percentile, and "
         f"{wording.number(student['worst_merchant']['accuracy'], 3)} for the worst-served merchant of those with "
-        f"enough examples.{uncovered}"
+        f"enough examples, or of all if none has so many.{uncovered}"
     )
 
 

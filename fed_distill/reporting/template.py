@@ -152,7 +152,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="merchants">
   <h2>Who gains: the spread over merchants</h2>
   <p>A mean can hide a merchant with low accuracy. Each dot is a merchant, the bar is the mean, and the lowest is named. {{ winners }}</p>
-  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20.") }}
+  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20, or among all if none has so many.") }}
 </section>
 {% endif %}
 
