@@ -1,6 +1,6 @@
 """Numbers and findings as text, for the report, the README table and the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
@@ -269,8 +269,18 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _needs(summary: Mapping[str, Any]) -> str:
-    missing = [ROW_NAMES[name] for name in ("server", "local", "pooled") if name not in summary["controls"]]
-    return f"the controls {', '.join(missing)} were not run" if missing else "a control was not run on every seed"
+    missing = [name for name in ("server", "local", "pooled") if name not in summary["controls"]]
+    if not missing:
+        return "a control was not run on every seed"
+    names = _listed([f"“{ROW_NAMES[name]}”" for name in missing])
+    keys = _listed([f'"{name}"' for name in missing])
+    subject, verb = ("control", "was") if len(missing) == 1 else ("controls", "were")
+    return f"the {subject} {names} {verb} not run (add {keys} to controls)"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names as a sentence does: "a", "a and b", "a, b and c"."""
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
 def _span(least: float, most: float) -> str:

@@ -95,11 +95,28 @@ def test_the_verdict_says_why_there_is_no_gap(summary):
     assert len(shares(verdict(summary))) == 1
 
 
-def test_the_verdict_names_the_controls_that_were_not_run(summary):
+@pytest.mark.parametrize(
+    ("missing", "needed"),
+    [
+        (["local"], 'the control “each merchant alone” was not run (add "local" to controls)'),
+        (
+            ["local", "pooled"],
+            'the controls “each merchant alone” and “all data pooled” were not run (add "local" and "pooled" to '
+            "controls)",
+        ),
+        (
+            ["server", "local", "pooled"],
+            "the controls “server alone”, “each merchant alone” and “all data pooled” were not run "
+            '(add "server", "local" and "pooled" to controls)',
+        ),
+    ],
+)
+def test_the_verdict_names_the_controls_that_were_not_run(summary, missing, needed):
     row = summary["federations"][MAIN]
     row["gap_closed"], row["notes"] = None, {"gap_closed": "needs the controls"}
-    del summary["controls"]["pooled"]
-    assert "all data pooled" in verdict(summary) and "server alone" not in verdict(summary)
+    for name in missing:
+        del summary["controls"][name]
+    assert verdict(summary).endswith(f"The share of the possible gain is unknown: {needed}.")
 
 
 @pytest.mark.parametrize(("suffix", "advised"), [("", True), ("-tiny", False)])
