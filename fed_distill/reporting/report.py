@@ -102,6 +102,8 @@ def render(
         headline=headline.headline(summary),
         adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
         bases=headline.BASES,
+        several=len(summary["seeds"]) > 1,
+        corrected=_has_p_values(summary),
         covers=headline.covers(summary),
         enough=ENOUGH,
         references={name: wording.ROW_NAMES[name] for name in REFERENCES},
@@ -191,6 +193,13 @@ def _rows(summary: Record) -> list[_Row]:
         note = "this run's method" if kind == "main" else "compared"
         rows.append(_Row(title, note, kind, row, row["interval"], True))
     return rows
+
+
+def _has_p_values(summary: Record) -> bool:
+    """Whether the table has a p-value: one seed without a ranking view has none, nor a run without references."""
+    rows = [*summary["controls"].values(), *summary["federations"].values()]
+    found = [one for row in rows for one in row["above"].values() if one is not None]
+    return any(one["p_adjusted"] is not None for one in found)
 
 
 def _table_metrics(summary: Record) -> list[str]:

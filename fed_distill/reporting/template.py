@@ -52,7 +52,7 @@ REPORT_PAGE = """{% extends "page" %}
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}
     {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent) if main.gap_closed_auc is not none else "of what pooling adds", "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
-    {% if summary.speed %}
+    {% if summary.speed and not is_tiny %}
     {{ tile("Faster by", (summary.speed.ratio | count) ~ "×", (summary.speed.student_seconds_per_pair | duration) ~ ", not " ~ (summary.speed.teacher_seconds_per_pair | duration), "") }}
     {% endif %}
     {{ tile("Sent in a round", summary.bytes.uplink_per_merchant_round | size, (summary.bytes.downlink_per_merchant_round | size) ~ " received", "") }}
@@ -63,7 +63,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="comparison">
   <h2>What each way of training gives</h2>
   <p>Every student below has the same size and is measured on the same test set, whose products or queries none of them has seen.
-  {% if summary.seeds | length > 1 %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }} Metrics other than nDCG@10 have intervals over training seeds only. Differences are paired, and their p-values have Holm's correction over the rows of this table.</p>
+  {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "ndcg@10" in metrics %} Metrics other than nDCG@10 have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
   <div class="scroll" tabindex="0" role="region" aria-label="Comparison table">
@@ -144,7 +144,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if curves %}
 <section id="learning">
   <h2>Learning curves</h2>
-  {{ figure(curves, "Measured after every round on validation products, which are used neither for training nor for testing. Dashed: students trained without federation, on the same validation products. Bands are 95 % intervals over the seeds.") }}
+  {{ figure(curves, "Measured after every round on validation products, which are used neither for training nor for testing. Dashed: students trained without federation, on the same validation products." ~ (" Bands are 95 % intervals over the seeds." if several else "")) }}
 </section>
 {% endif %}
 
@@ -152,7 +152,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="merchants">
   <h2>Who gains: the spread over merchants</h2>
   <p>A mean can hide a merchant with low accuracy. Each dot is a merchant, the bar is the mean, and the lowest is named. {{ winners }}</p>
-  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20, or among all if none has so many.") }}
+  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples" ~ (", averaged over the seeds" if several else "") ~ ". The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20, or among all if none has so many.") }}
 </section>
 {% endif %}
 
@@ -167,7 +167,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if classes %}
 <section id="classes">
   <h2>Which classes it knows</h2>
-  <p>The student of this run's method{% if summary.seeds | length > 1 %}, of seed {{ summary.seed }},{% endif %} on the test set. Precision: of the examples predicted as the class, the share that is. Recall: of the examples of the class, the share predicted as it.</p>
+  <p>The student of this run's method{% if several %}, of seed {{ summary.seed }},{% endif %} on the test set. Precision: of the examples predicted as the class, the share that is. Recall: of the examples of the class, the share predicted as it.</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Precision and recall of each class">
   <table>
     <thead><tr><th scope="col">True class</th><th scope="col">Examples</th><th scope="col">Precision</th><th scope="col">Recall</th><th scope="col">F1</th>{% if classes | length <= 12 %}{% for one in classes %}<th scope="col">predicted<br>{{ one.name | truncate(18) }}</th>{% endfor %}{% endif %}</tr></thead>

@@ -242,3 +242,18 @@ def test_the_tiles_name_what_is_subtracted(summary):
     for one in summary["adds"].values():
         del one["over"]
     assert "in nDCG@10</dd>" in render(summary, [], "", "runs/x"), "a run of an earlier version does not say it"
+
+
+SEEDS = "averaged over the seeds", "Bands are 95 % intervals over the seeds", "intervals over training seeds only"
+
+
+def test_seeds_and_p_values_are_explained_only_where_there_are_some(summary, one_seed_summary):
+    several, one = (render(run, [], "", "runs/x") for run in (summary, one_seed_summary))
+    assert "Holm's correction" in several and SEEDS[0] in several
+    assert SEEDS[2] in several
+    assert "Holm's correction" not in one and not any(sentence in one for sentence in SEEDS)
+
+
+def test_a_tiny_run_has_no_speed(summary):
+    assert "Faster by" in render(summary, [], "", "runs/x")
+    assert "Faster by" not in render({**summary, "name": f"{summary['name']}-tiny"}, [], "", "runs/x")
