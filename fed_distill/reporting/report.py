@@ -15,6 +15,7 @@ from fed_distill.errors import CheckpointError
 from fed_distill.evaluation.cold_start import ENOUGH
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting import headline, wording
+from fed_distill.reporting.account_words import in_words
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.disagreements import Disagreements, read_disagreements
 from fed_distill.reporting.glossary import GLOSSARY
@@ -113,6 +114,7 @@ def render(
         unprotected=WHY if is_private(summary["privacy"]) else "",
         byzantine=wording.byzantine(summary),
         audit_bound=wording.audit_bound(summary),
+        data=in_words(summary["data"]),
         rows=rows,
         overview=run_charts.overview(_scores(summary, rows, series), metric),
         curves=run_charts.learning(summary, records, metric, series),

@@ -292,7 +292,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="data">
   <h2>The data</h2>
   <p>{% if unprotected %}The server's own tables; sizes and classes of merchants' tables are omitted because this run is private.{% else %}Rows read and dropped, with reasons, and the split of the rest.{% endif %} No product or query of the test set occurs in training.</p>
-  <details><summary>All counts</summary><div class="data">{{ account(summary.data) }}</div></details>
+  <details><summary>All counts</summary><div class="data">{{ account(data) }}</div></details>
 </section>
 {% endif %}
 {% endblock %}
