@@ -143,7 +143,7 @@ def model_card(
         classes=_classes(task),
         max_characters=wording.count(max_characters),
         transformers=_transformers(model),
-        dataset=summary["dataset"],
+        dataset=wording.dataset_name(summary),
         source=_source(summary),
         task=task.name,
         byzantine=_byzantine(summary),
@@ -189,7 +189,7 @@ def _metadata(summary: Mapping[str, Any], task: Task) -> str:
         EvalResult(
             task_type=pipeline,
             dataset_type=summary["dataset"],
-            dataset_name=summary["dataset"],
+            dataset_name=wording.dataset_name(summary),
             dataset_split="test",
             metric_type=_HUB_METRICS[name],
             metric_name=wording.METRIC_NAMES[name],

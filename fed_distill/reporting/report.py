@@ -114,6 +114,7 @@ def render(
         unprotected=WHY if is_private(summary["privacy"]) else "",
         byzantine=wording.byzantine(summary),
         audit_bound=wording.audit_bound(summary),
+        dataset=wording.dataset_name(summary),
         data=in_words(summary["data"]),
         rows=rows,
         overview=run_charts.overview(_scores(summary, rows, series), metric),

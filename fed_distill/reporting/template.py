@@ -41,7 +41,7 @@ REPORT_PAGE = """{% extends "page" %}
 {%- endmacro %}
 {% block title %}{{ summary.name }} · fed-distill report{% endblock %}
 {% block header %}
-  <h1>{{ summary.task | capitalize }} on {{ summary.dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
+  <h1>{{ summary.task | capitalize }} on {{ dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
   {% if is_tiny %}<p class="warning"><strong>A tiny run.</strong> It shows that the file works: with few merchants, a small teacher and two rounds its numbers mean nothing.</p>{% endif %}
   {% if weak_teacher %}<p class="warning">{{ weak_teacher }}</p>{% endif %}
   <p class="verdict">{{ headline }} {{ verdict }}</p>

@@ -204,6 +204,12 @@ def audit_bound(summary: Mapping[str, Any]) -> str:
     return " ".join(found)
 
 
+def dataset_name(summary: Mapping[str, Any]) -> str:
+    """Return the name of the data for readers; a run of an earlier version has that of the dataset only."""
+    name: str = summary.get("dataset_name", summary["dataset"])
+    return name
+
+
 def is_tiny(summary: Mapping[str, Any]) -> bool:
     """Whether the run is an experiment's tiny version."""
     name: str = summary["name"]

@@ -257,3 +257,10 @@ def test_seeds_and_p_values_are_explained_only_where_there_are_some(summary, one
 def test_a_tiny_run_has_no_speed(summary):
     assert "Faster by" in render(summary, [], "", "runs/x")
     assert "Faster by" not in render({**summary, "name": f"{summary['name']}-tiny"}, [], "", "runs/x")
+
+
+def test_a_table_is_called_as_its_file(summary):
+    named = render({**summary, "dataset": "table", "dataset_name": "avis.csv"}, [], "", "runs/x")
+    assert "<h1>Relevance on avis.csv, learned across 31 merchants</h1>" in named
+    del summary["dataset_name"]
+    assert "<h1>Relevance on pricerunner, learned" in render(summary, [], "", "runs/x"), "of an earlier version"
