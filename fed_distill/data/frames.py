@@ -1,18 +1,20 @@
 """Data frames in memory as tables: Parquet files named by content, which other processes and resumed runs read."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fed_distill.config import Experiment
+from fed_distill.config import DataConfig, Experiment
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.storage.files import make_folder, write_atomic
 
 FOLDER = "tables"
 """Folder of the cache that has the files."""
+_HASHED = re.compile(r"[0-9a-f]{64}\.parquet")
 
 
 @runtime_checkable
@@ -37,6 +39,15 @@ def with_table(experiment: Experiment, frame: DataFrame, cache: Path) -> Experim
     if "path" in experiment.data.options:
         raise ConfigError("both a data frame and data.options.path were given: remove one")
     return experiment.with_changes({"data.options": {**experiment.data.options, "path": str(write(frame, cache))}})
+
+
+def dataset_name(config: DataConfig) -> str:
+    """Return the name of a dataset for readers: of a table that of its file, and ``table`` of a data frame, whose file
+    is named by its content."""
+    path = Path(str(config.options.get("path", "")))
+    if config.dataset != "table" or not path.name or (path.parent.name == FOLDER and _HASHED.fullmatch(path.name)):
+        return config.dataset
+    return path.name
 
 
 def write(frame: DataFrame, cache: Path) -> Path:

@@ -1,7 +1,7 @@
 """Domain-adaptive distillation of one student: fine-tune, distil from the teacher, fine-tune again.
 
-Each stage is evaluated on validation data and reverted if the score fell; on other data it may still be worse. The
-caller provides training and evaluation.
+Each stage is evaluated on validation data and undone unless it improves the score; on other data it may still be worse.
+The caller provides training and evaluation.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,16 +59,19 @@ def adapt(
     train: Callable[[Weights, AdaptationStage], Weights],
     validate: Callable[[Weights], float],
 ) -> Adapted:
-    """Run the stages in order; keep each result unless ``validate`` (higher is better) falls."""
+    """Run the stages in order; keep a result only if it improves ``validate`` (higher is better).
+
+    A stage that leaves the score as it was is undone: where the score is saturated, it says nothing about other damage.
+    """
     score = validate(weights)
     notes = []
     for stage in stages:
         candidate = train(weights, stage)
         reached = validate(candidate)
         change = f"validation {score:.4f} -> {reached:.4f}"
-        if reached < score:
-            notes.append(f"{stage.title}: {change}, reverted")
-        else:
+        if reached > score:
             notes.append(f"{stage.title}: {change}, kept")
             weights, score = candidate, reached
+        else:
+            notes.append(f"{stage.title}: {change}, undone (no improvement)")
     return Adapted(weights, tuple(notes))

@@ -15,6 +15,8 @@ from fed_distill.evaluation.statistics import Sample, difference, estimate, rati
 
 YARDSTICKS = ("server", "local", "pooled")
 """The controls that define the gap."""
+AT_CHANCE = "the teacher ("
+"""How the reason begins that a teacher at or below chance has no retention."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def retention(student: Sample | None, teacher: float | None, chance: float | Non
     if student is None or teacher is None:
         return Share(None, reason="needs the student and the teacher on the same metric")
     if teacher <= (chance or 0.0):
-        return Share(None, reason=f"the teacher ({teacher:.4f}) is no better than chance ({chance or 0.0:.4f})")
+        return Share(None, reason=f"{AT_CHANCE}{teacher:.4f}) is no better than chance ({chance or 0.0:.4f})")
     found = estimate([part / teacher for part in student])
     return Share(found.value, found.half_width)
 

@@ -65,22 +65,33 @@ def described(found: Estimate) -> dict[str, Any]:
 
 
 def added(
-    controls: Mapping[str, Sequence[Outcome]], main: Sequence[Outcome], start: str, metric: str
+    controls: Mapping[str, Sequence[Outcome]],
+    main: Sequence[Outcome],
+    start: str,
+    metric: str,
+    above: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]],
 ) -> dict[str, dict[str, Any] | None]:
     """Return the run's headline: what the teacher adds, and what federation adds.
 
     ``teacher`` is server - student. ``federation`` is the main federation minus the student that its merchants start
     from, ``server`` or (``federation.start = "labels"``) ``student``. ``federation_without_teacher`` is fedavg -
-    student. None if a row of them was not measured.
+    student. None if a row of them was not measured. ``over`` is the row that is subtracted, and ``p_adjusted`` the
+    p-value that the table has for this pair; None if it does not have the pair.
+
+    :param above: the table's comparisons, by reference and by kind and name of the row, as ``family`` returns them
     """
     first = "student" if start == "labels" else "server"
+    ours = ("federation", main[0].name)
+    without = ("control", "student")
     pairs = {
-        "teacher": (controls.get("server"), controls.get("student")),
-        "federation": (main, controls.get(first)),
-        "federation_without_teacher": (controls.get("fedavg"), controls.get("student")),
+        "teacher": (controls.get("server"), "student", above["server"].get(without)),
+        "federation": (main, first, above["server"].get(ours) if first == "server" else None),
+        "federation_without_teacher": (controls.get("fedavg"), "student", above["fedavg"].get(without)),
     }
     found: dict[str, dict[str, Any] | None] = {}
-    for name, (ours, theirs) in pairs.items():
-        one = None if ours is None or theirs is None else paired(ours, theirs, metric)
-        found[name] = None if one is None else described(one)
+    for name, (units, base, in_table) in pairs.items():
+        theirs = controls.get(base)
+        one = None if units is None or theirs is None else paired(units, theirs, metric)
+        adjusted = None if in_table is None else in_table["p_adjusted"]
+        found[name] = None if one is None else {**described(one), "over": base, "p_adjusted": adjusted}
     return found

@@ -11,6 +11,10 @@ ADDED = {
     "federation_without_teacher": "Federation without a teacher adds",
 }
 """Titles of ``summary["adds"]``."""
+BASES = {"student": "labels only", "server": "server alone"}
+"""Short names of the rows that are subtracted, ``over`` in ``summary["adds"]``."""
+SIGNIFICANT = 0.05
+"""The p-value, after Holm's correction, from which on a difference is not certain."""
 
 
 def added(found: Mapping[str, Any] | None) -> str:
@@ -47,21 +51,49 @@ def covers(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Return one or two sentences: what the teacher adds and what federation adds in the headline metric."""
+    """Return what the teacher adds and what federation adds in the headline metric, one sentence each, and a third if
+    FedAvg without a teacher scores above the run's method."""
     adds, metric = summary["adds"], METRIC_NAMES[summary["headline"]]
     parts = []
     if adds["teacher"] is not None:
         parts.append(
             f"The teacher adds {added(adds['teacher'])} {metric} ({ROW_NAMES['server']} minus "
-            f"{ROW_NAMES['student']}){_chance(adds['teacher'])}."
+            f"{ROW_NAMES['student']}){_reservation(adds['teacher'])}."
         )
     if adds["federation"] is not None:
-        parts.append(f"Federation adds {added(adds['federation'])}{_chance(adds['federation'])}.")
+        parts.append(f"Federation adds {added(adds['federation'])}{_reservation(adds['federation'])}.")
+    if (ahead := _fedavg_ahead(summary)) is not None:
+        half = "" if ahead["half_width"] is None else f" ± {number(ahead['half_width'])}"
+        parts.append(
+            f"FedAvg without a teacher scores {number(ahead['value'])}{half} higher than this method"
+            f"{_reservation(ahead)}."
+        )
     return " ".join(parts)
 
 
-def _chance(found: Mapping[str, Any]) -> str:
-    half = found["half_width"]
+def _fedavg_ahead(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the control fedavg minus the run's method, paired where they were measured on the same seeds; None unless
+    it is positive."""
+    main, name = summary["federations"][summary["federation"]], summary["headline"]
+    pair = main["above"]["fedavg"]
+    if pair is not None:
+        found = {**pair, "value": -pair["value"]}
+    else:
+        control = summary["controls"].get("fedavg", {})
+        if control.get(name) is None or main[name] is None:
+            return None
+        found = {"value": control[name] - main[name], "half_width": None}
+    return found if found["value"] > 0 else None
+
+
+def _reservation(found: Mapping[str, Any]) -> str:
+    """Say if a difference may be chance: by its own interval, then by the p-value of the table, which has Holm's
+    correction. The interval of a difference is not corrected, and may exclude 0 where that p-value is not small."""
+    half, p_value = found["half_width"], found.get("p_adjusted")
     if half is None:
         return ", which may be chance"
-    return ", which is within chance" if abs(found["value"]) <= half else ""
+    if abs(found["value"]) <= half:
+        return ", which is within chance"
+    if p_value is not None and p_value >= SIGNIFICANT:
+        return f" (p = {probability(p_value)} among the rows of the table: not certain)"
+    return ""

@@ -143,7 +143,7 @@ def model_card(
         classes=_classes(task),
         max_characters=wording.count(max_characters),
         transformers=_transformers(model),
-        dataset=summary["dataset"],
+        dataset=wording.dataset_name(summary),
         source=_source(summary),
         task=task.name,
         byzantine=_byzantine(summary),
@@ -189,7 +189,7 @@ def _metadata(summary: Mapping[str, Any], task: Task) -> str:
         EvalResult(
             task_type=pipeline,
             dataset_type=summary["dataset"],
-            dataset_name=summary["dataset"],
+            dataset_name=wording.dataset_name(summary),
             dataset_split="test",
             metric_type=_HUB_METRICS[name],
             metric_name=wording.METRIC_NAMES[name],
@@ -291,7 +291,7 @@ def _worst(summary: Mapping[str, Any]) -> str:
         f"Accuracy on a merchant's own test examples: {wording.number(student['merchant_accuracy'], 3)} on average, "
         f"{wording.number(student['worst_tenth'], 3)} at the tenth percentile, and "
         f"{wording.number(student['worst_merchant']['accuracy'], 3)} for the worst-served merchant of those with "
-        f"enough examples.{uncovered}"
+        f"enough examples, or of all if none has so many.{uncovered}"
     )
 
 

@@ -31,7 +31,7 @@ class Outcome:
     unheard: merchants without a result, because their site did not answer or does not send it. before_adaptation:
     metrics before domain adaptation. validation: metrics on the common validation set, for the controls' lines in
     learning curves. cold: metrics on the test examples of cold-start merchants, if there are any. adaptation: one line
-    per stage of the adaptation, reverted ones included.
+    per stage of the adaptation, undone ones included.
     downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
     (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
     lines in ``metrics.jsonl`` (``storage.sealed.chained``).

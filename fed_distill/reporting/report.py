@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fed_distill.config.experiment import TINY
 from fed_distill.errors import CheckpointError
 from fed_distill.evaluation.cold_start import ENOUGH
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting import headline, wording
+from fed_distill.reporting.account_words import in_words
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.disagreements import Disagreements, read_disagreements
 from fed_distill.reporting.glossary import GLOSSARY
@@ -102,6 +102,9 @@ def render(
         verdict=wording.verdict(summary),
         headline=headline.headline(summary),
         adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
+        bases=headline.BASES,
+        several=len(summary["seeds"]) > 1,
+        corrected=_has_p_values(summary),
         covers=headline.covers(summary),
         enough=ENOUGH,
         references={name: wording.ROW_NAMES[name] for name in REFERENCES},
@@ -111,12 +114,14 @@ def render(
         unprotected=WHY if is_private(summary["privacy"]) else "",
         byzantine=wording.byzantine(summary),
         audit_bound=wording.audit_bound(summary),
+        dataset=wording.dataset_name(summary),
+        data=in_words(summary["data"]),
         rows=rows,
         overview=run_charts.overview(_scores(summary, rows, series), metric),
         curves=run_charts.learning(summary, records, metric, series),
         spread=run_charts.merchants(summary, series),
         winners=_winners(summary),
-        is_tiny=summary["name"].endswith(TINY),
+        is_tiny=wording.is_tiny(summary),
         weak_teacher=wording.weak_teacher(summary),
         classes=_classes(summary),
         files=FILES,
@@ -191,6 +196,13 @@ def _rows(summary: Record) -> list[_Row]:
         note = "this run's method" if kind == "main" else "compared"
         rows.append(_Row(title, note, kind, row, row["interval"], True))
     return rows
+
+
+def _has_p_values(summary: Record) -> bool:
+    """Whether the table has a p-value: one seed without a ranking view has none, nor a run without references."""
+    rows = [*summary["controls"].values(), *summary["federations"].values()]
+    found = [one for row in rows for one in row["above"].values() if one is not None]
+    return any(one["p_adjusted"] is not None for one in found)
 
 
 def _table_metrics(summary: Record) -> list[str]:

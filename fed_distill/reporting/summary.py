@@ -12,6 +12,7 @@ from typing import Any
 
 from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.data.examples import Task
+from fed_distill.data.frames import dataset_name
 from fed_distill.evaluation.cold_start import as_table
 from fed_distill.evaluation.metrics import SCORES, worst_merchant
 from fed_distill.evaluation.shares import YARDSTICKS, Share, gap_closed, retention
@@ -100,6 +101,7 @@ def summarize(
         "schema": SCHEMA,
         "name": experiment.name,
         "dataset": experiment.data.dataset,
+        "dataset_name": dataset_name(experiment.data),
         "task": task.name,
         "headline": task.headline,
         "positive": task.positive,
@@ -129,7 +131,7 @@ def summarize(
             "controls": {name: one["interval"] for name, one in control_rows.items()},
         },
         "interval_covers": student["interval_covers"],
-        "adds": added(controls, federations[main], experiment.federation.start, task.headline),
+        "adds": added(controls, federations[main], experiment.federation.start, task.headline, above),
         "adaptation": student["adaptation"],
         "classes": list(task.classes),
         "confusion": confusion,

@@ -41,18 +41,18 @@ REPORT_PAGE = """{% extends "page" %}
 {%- endmacro %}
 {% block title %}{{ summary.name }} · fed-distill report{% endblock %}
 {% block header %}
-  <h1>{{ summary.task | capitalize }} on {{ summary.dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
+  <h1>{{ summary.task | capitalize }} on {{ dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
   {% if is_tiny %}<p class="warning"><strong>A tiny run.</strong> It shows that the file works: with few merchants, a small teacher and two rounds its numbers mean nothing.</p>{% endif %}
   {% if weak_teacher %}<p class="warning">{{ weak_teacher }}</p>{% endif %}
   <p class="verdict">{{ headline }} {{ verdict }}</p>
   {% if byzantine %}<p>{{ byzantine }}</p>{% endif %}
   <dl class="tiles">
-    {% for title, found in adds.items() %}{{ tile(title, found.value | signed if found else "–", "in " ~ metric, found.half_width | plus_minus if found else "") }}
+    {% for title, found in adds.items() %}{{ tile(title, found.value | signed if found else "–", "in " ~ metric ~ (" over " ~ bases[found.over] if found and found.get("over") else ""), found.half_width | plus_minus if found else "") }}
     {% endfor %}
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}
     {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent) if main.gap_closed_auc is not none else "of what pooling adds", "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
-    {% if summary.speed %}
+    {% if summary.speed and not is_tiny %}
     {{ tile("Faster by", (summary.speed.ratio | count) ~ "×", (summary.speed.student_seconds_per_pair | duration) ~ ", not " ~ (summary.speed.teacher_seconds_per_pair | duration), "") }}
     {% endif %}
     {{ tile("Sent in a round", summary.bytes.uplink_per_merchant_round | size, (summary.bytes.downlink_per_merchant_round | size) ~ " received", "") }}
@@ -63,7 +63,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="comparison">
   <h2>What each way of training gives</h2>
   <p>Every student below has the same size and is measured on the same test set, whose products or queries none of them has seen.
-  {% if summary.seeds | length > 1 %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }} Metrics other than nDCG@10 have intervals over training seeds only. Differences are paired, and their p-values have Holm's correction over the rows of this table.</p>
+  {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "ndcg@10" in metrics %} Metrics other than nDCG@10 have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
   <div class="scroll" tabindex="0" role="region" aria-label="Comparison table">
@@ -144,7 +144,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if curves %}
 <section id="learning">
   <h2>Learning curves</h2>
-  {{ figure(curves, "Measured after every round on validation products, which are used neither for training nor for testing. Dashed: students trained without federation, on the same validation products. Bands are 95 % intervals over the seeds.") }}
+  {{ figure(curves, "Measured after every round on validation products, which are used neither for training nor for testing. Dashed: students trained without federation, on the same validation products." ~ (" Bands are 95 % intervals over the seeds." if several else "")) }}
 </section>
 {% endif %}
 
@@ -152,7 +152,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="merchants">
   <h2>Who gains: the spread over merchants</h2>
   <p>A mean can hide a merchant with low accuracy. Each dot is a merchant, the bar is the mean, and the lowest is named. {{ winners }}</p>
-  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20.") }}
+  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples" ~ (", averaged over the seeds" if several else "") ~ ". The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20, or among all if none has so many.") }}
 </section>
 {% endif %}
 
@@ -167,7 +167,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if classes %}
 <section id="classes">
   <h2>Which classes it knows</h2>
-  <p>The student of this run's method{% if summary.seeds | length > 1 %}, of seed {{ summary.seed }},{% endif %} on the test set. Precision: of the examples predicted as the class, the share that is. Recall: of the examples of the class, the share predicted as it.</p>
+  <p>The student of this run's method{% if several %}, of seed {{ summary.seed }},{% endif %} on the test set. Precision: of the examples predicted as the class, the share that is. Recall: of the examples of the class, the share predicted as it.</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Precision and recall of each class">
   <table>
     <thead><tr><th scope="col">True class</th><th scope="col">Examples</th><th scope="col">Precision</th><th scope="col">Recall</th><th scope="col">F1</th>{% if classes | length <= 12 %}{% for one in classes %}<th scope="col">predicted<br>{{ one.name | truncate(18) }}</th>{% endfor %}{% endif %}</tr></thead>
@@ -236,7 +236,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if loop.first %}
 <section id="adaptation">
   <h2>Domain adaptation after the last round</h2>
-  <p>The aggregated student is fine-tuned on the server's own examples, distilled from the teacher and fine-tuned again. A stage that reduced the validation score was reverted, as listed below.</p>
+  <p>The aggregated student is fine-tuned on the server's own examples, distilled from the teacher and fine-tuned again. A stage that did not improve the validation score was undone, as listed below.</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Before and after adaptation">
   <table>
     <thead><tr><th scope="col">Federation</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}<br>before → after</th>{% endfor %}<th scope="col">At each merchant{{ " *" if unprotected }}: mean, worst<br>before → after</th></tr></thead>
@@ -292,7 +292,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="data">
   <h2>The data</h2>
   <p>{% if unprotected %}The server's own tables; sizes and classes of merchants' tables are omitted because this run is private.{% else %}Rows read and dropped, with reasons, and the split of the rest.{% endif %} No product or query of the test set occurs in training.</p>
-  <details><summary>All counts</summary><div class="data">{{ account(summary.data) }}</div></details>
+  <details><summary>All counts</summary><div class="data">{{ account(data) }}</div></details>
 </section>
 {% endif %}
 {% endblock %}

@@ -12,6 +12,7 @@ from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting.headline import headline
 from fed_distill.reporting.store import REPORT, read_summary
 from fed_distill.reporting.tables import STAR, comparison_cells
+from fed_distill.reporting.wording import weak_teacher
 
 _DISPENSABLE = (
     "accuracy", "above fedavg", "worst tenth", "macro-F1", "merchants: mean", "worst", "gap closed in AUC", "AUC",
@@ -21,8 +22,8 @@ _DISPENSABLE = (
 
 
 def show(folder: Path, note: str = "", console: Console | None = None) -> None:
-    """Print the comparison of the finished run in ``folder``, what the teacher and federation add, a ``note`` if there
-    is one, and the report's path."""
+    """Print the comparison of the finished run in ``folder``, a warning of a weak teacher, what the teacher and
+    federation add, a ``note`` if there is one, and the report's path."""
     console = console or Console()
     summary = read_summary(folder)
     table, left_out = _comparison(summary, console.width)
@@ -30,6 +31,8 @@ def show(folder: Path, note: str = "", console: Console | None = None) -> None:
     if left_out:
         more = f"{left_out} more columns: in the report, and by fed-distill report {folder} --markdown"
         console.print(escape(more), highlight=False, soft_wrap=True)
+    if warning := weak_teacher(summary):
+        console.print(escape(f"warning: {warning}"), highlight=False, soft_wrap=True)
     if adds := headline(summary):
         console.print(adds, highlight=False)
     if is_private(summary["privacy"]):

@@ -1,9 +1,11 @@
 """Numbers and findings as text, for the report, the README table and the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from fed_distill.config.experiment import TINY
+from fed_distill.evaluation.shares import AT_CHANCE
 from fed_distill.mechanisms.lookup import recalled
 from fed_distill.privacy.disclosure import is_private
 
@@ -202,25 +204,46 @@ def audit_bound(summary: Mapping[str, Any]) -> str:
     return " ".join(found)
 
 
+def dataset_name(summary: Mapping[str, Any]) -> str:
+    """Return the name of the data for readers; a run of an earlier version has that of the dataset only."""
+    name: str = summary.get("dataset_name", summary["dataset"])
+    return name
+
+
+def is_tiny(summary: Mapping[str, Any]) -> bool:
+    """Whether the run is an experiment's tiny version."""
+    name: str = summary["name"]
+    return name.endswith(TINY)
+
+
 def weak_teacher(summary: Mapping[str, Any]) -> str:
-    """Return a warning if the teacher is worse than the student without it, or, without that control, than the
-    student that it taught; else an empty string.
+    """Return a warning if the teacher is no better than chance, or worse than the student without it, or, without that
+    control, than the student that it taught; else an empty string.
 
     A student may well be better than its teacher where it learned from labels too, so that only a difference beyond
     the control's interval counts.
     """
     name = "student" if "student" in summary["controls"] else "server"
     teacher = summary["teacher"].get(summary["headline"])
-    if teacher is None or name not in summary["controls"]:
+    if teacher is None:
+        return ""
+    advice = (
+        ""
+        if is_tiny(summary)
+        else " Give it more steps or labels, or choose another (teacher.steps, data.public_labels, teacher.model)."
+    )
+    chance = summary["federations"][summary["federation"]]["notes"].get("retention", "")
+    if chance.startswith(AT_CHANCE):
+        return f"{chance[0].upper()}{chance[1:]}: do not expect its soft labels to help.{advice}"
+    if name not in summary["controls"]:
         return ""
     score = summary["controls"][name][summary["headline"]]
     half = summary["intervals"]["controls"][name].get(summary["headline"]) or 0.0
     if score is None or teacher >= score - half:
         return ""
     return (
-        f"The teacher ({number(teacher)}) is worse than {ROW_NAMES[name]} ({number(score)}): its soft labels can only "
-        "harm, and what is kept of its quality says nothing. Give it more steps or labels, or choose another "
-        "(teacher.steps, data.public_labels, teacher.model)."
+        f"The teacher ({number(teacher)}) is worse than {ROW_NAMES[name]} ({number(score)}): its soft labels may harm, "
+        f"and what is kept of its quality says nothing.{advice}"
     )
 
 
@@ -252,8 +275,18 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _needs(summary: Mapping[str, Any]) -> str:
-    missing = [ROW_NAMES[name] for name in ("server", "local", "pooled") if name not in summary["controls"]]
-    return f"the controls {', '.join(missing)} were not run" if missing else "a control was not run on every seed"
+    missing = [name for name in ("server", "local", "pooled") if name not in summary["controls"]]
+    if not missing:
+        return "a control was not run on every seed"
+    names = _listed([f"“{ROW_NAMES[name]}”" for name in missing])
+    keys = _listed([f'"{name}"' for name in missing])
+    subject, verb = ("control", "was") if len(missing) == 1 else ("controls", "were")
+    return f"the {subject} {names} {verb} not run (add {keys} to controls)"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names as a sentence does: "a", "a and b", "a, b and c"."""
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
 def _span(least: float, most: float) -> str:

@@ -30,6 +30,8 @@ _CHUNK = 8192
 """Texts that are encoded at once: their tokens are held in memory."""
 _BATCH = 256
 """Texts in one forward pass."""
+_NAMED = 8
+"""Number of classes up to which ``repr`` names them."""
 
 
 class Student(Scorer):
@@ -45,6 +47,11 @@ class Student(Scorer):
     def __init__(self, model: TextModel, description: StudentDescription) -> None:
         self.model = model.eval()
         super().__init__(TorchScoring(self.model, len(description.task.classes)), description)
+
+    def __repr__(self) -> str:
+        """Name the task, its classes (their number beyond eight), the network and its number of weights."""
+        named = ", ".join(self.classes) if len(self.classes) <= _NAMED else f"{len(self.classes):,} classes"
+        return f"<Student: {self.task.name} ({named}), {self.model.kind} of {self.model.parameter_count():,} weights>"
 
 
 class TorchScoring:

@@ -8,7 +8,7 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.data import load
-from fed_distill.data.frames import FOLDER, with_table, write
+from fed_distill.data.frames import FOLDER, dataset_name, with_table, write
 from fed_distill.errors import ConfigError, DataError
 
 GRADES = ("exact", "substitute", "complement", "irrelevant")
@@ -104,3 +104,11 @@ def test_what_is_no_frame_and_what_contradicts_one_is_named(tmp_path):
         with_table(Experiment.parse({}), ROWS, tmp_path)
     with pytest.raises(ConfigError, match=r"both a data frame and data\.options\.path"):
         with_table(experiment(path="rows.csv"), ROWS, tmp_path)
+
+
+def test_a_table_is_called_as_its_file_and_a_frame_is_called_table(tmp_path):
+    assert dataset_name(experiment(path="shops/avis.csv").data) == "avis.csv"
+    assert dataset_name(experiment(path="hf://datasets/owner/name@main/avis.parquet").data) == "avis.parquet"
+    frame = pd.DataFrame({"title": ["red shoe"]})
+    assert dataset_name(with_table(experiment(), frame, tmp_path).data) == "table"
+    assert dataset_name(Experiment().data) == Experiment().data.dataset

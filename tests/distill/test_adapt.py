@@ -1,5 +1,6 @@
-"""Domain adaptation: three stages, each kept only if it does not make the student worse on validation."""
+"""Domain adaptation: three stages, each kept only if it improves the student on validation."""
 
+import pytest
 import torch
 
 from fed_distill.distill.adapt import AdaptationStage, Part, adapt, domain_stages
@@ -46,21 +47,29 @@ def run(scores):
     return adapt({}, stages, train, lambda weights: reached[tuple(weights)]), trained
 
 
-def test_stages_that_help_or_do_no_harm_are_kept():
-    result, trained = run([0.5, 0.6, 0.6])
+def test_stages_that_help_are_kept():
+    result, trained = run([0.5, 0.6, 0.7])
     assert list(result.weights) == ["stage 1", "stage 2"]
-    assert result.notes == ("stage 1: validation 0.5000 -> 0.6000, kept", "stage 2: validation 0.6000 -> 0.6000, kept")
+    assert result.notes == ("stage 1: validation 0.5000 -> 0.6000, kept", "stage 2: validation 0.6000 -> 0.7000, kept")
     assert trained == [((), "stage 1"), (("stage 1",), "stage 2")]
 
 
-def test_a_stage_that_harms_is_reverted_and_the_next_starts_from_before_it():
+@pytest.mark.parametrize("score", [0.6, float("nan")])
+def test_a_stage_that_does_not_improve_the_score_is_undone(score):
+    result, trained = run([0.5, 0.6, score, 0.7])
+    assert list(result.weights) == ["stage 1", "stage 3"]
+    assert result.notes[1] == f"stage 2: validation 0.6000 -> {score:.4f}, undone (no improvement)"
+    assert trained[2] == (("stage 1",), "stage 3")
+
+
+def test_a_stage_that_harms_is_undone_and_the_next_starts_from_before_it():
     result, trained = run([0.5, 0.6, 0.4, 0.7])
     assert list(result.weights) == ["stage 1", "stage 3"]
-    assert result.notes[1] == "stage 2: validation 0.6000 -> 0.4000, reverted"
+    assert result.notes[1] == "stage 2: validation 0.6000 -> 0.4000, undone (no improvement)"
     assert trained[2] == (("stage 1",), "stage 3")
 
 
 def test_a_student_that_only_gets_worse_stays_as_it_was():
     result, _ = run([0.5, 0.4, 0.3, 0.49])
     assert result.weights == {}
-    assert [note.endswith("reverted") for note in result.notes] == [True] * 3
+    assert ["undone" in note for note in result.notes] == [True] * 3

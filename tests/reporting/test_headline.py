@@ -29,6 +29,37 @@ def test_the_headline_is_what_the_teacher_and_federation_add(summary, half, tail
     )
 
 
+@pytest.mark.parametrize(
+    ("p_adjusted", "tail"),
+    [
+        (0.087, " (p = 0.087 among the rows of the table: not certain)."),
+        (0.05, " (p = 0.050 among the rows of the table: not certain)."),
+        (0.049, "."),
+        (None, "."),
+    ],
+)
+def test_a_difference_that_the_table_does_not_call_significant_is_not_certain(summary, p_adjusted, tail):
+    gain = found(0.0427, 0.0374, p_adjusted)
+    summary["adds"] = {"teacher": None, "federation": gain, "federation_without_teacher": None}
+    assert headline(summary) == f"Federation adds +0.0427 ± 0.0374{tail}"
+
+
+def test_fedavg_above_the_method_is_said_with_its_paired_difference(summary):
+    summary["adds"] = dict.fromkeys(("teacher", "federation", "federation_without_teacher"))
+    main = summary["federations"][summary["federation"]]
+    main["above"]["fedavg"] = found(-0.0191, 0.0562)
+    assert headline(summary) == (
+        "FedAvg without a teacher scores 0.0191 ± 0.0562 higher than this method, which is within chance."
+    )
+    main["above"]["fedavg"] = found(-0.0191, 0.0062)
+    assert headline(summary) == "FedAvg without a teacher scores 0.0191 ± 0.0062 higher than this method."
+    main["above"]["fedavg"] = None
+    summary["controls"]["fedavg"][summary["headline"]] = main[summary["headline"]] + 0.25
+    assert headline(summary) == ("FedAvg without a teacher scores 0.2500 higher than this method, which may be chance.")
+    summary["controls"]["fedavg"][summary["headline"]] = main[summary["headline"]]
+    assert headline(summary) == ""
+
+
 def test_what_was_not_measured_is_not_in_the_headline(summary):
     summary["adds"] = dict.fromkeys(("teacher", "federation", "federation_without_teacher"))
     assert headline(summary) == ""

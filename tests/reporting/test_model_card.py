@@ -128,3 +128,9 @@ def test_the_card_of_a_run_lies_beside_its_student(tiny_run):
     found = {one.metric_name: one.metric_value for one in loaded.data.eval_results}
     assert found["nDCG@10"] == tiny_run.result.summary["student"]["ndcg@10"]
     assert not [name for name in tiny_run.result.summary["by_merchant"]["counts"] if name in loaded.text]
+
+
+def test_a_table_is_called_as_its_file(card, summary):
+    text = card({**summary, "dataset": "table", "dataset_name": "avis.csv"})
+    assert "Data set: `avis.csv`" in section(text, "Training data")
+    assert ModelCard(text).data.eval_results[0].dataset_name == "avis.csv"

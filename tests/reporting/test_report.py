@@ -223,6 +223,44 @@ def test_a_teacher_below_the_student_without_it_is_named_and_nothing_is_kept_of_
     changed["controls"][name][metric] = student
     changed["intervals"]["controls"][name][metric] = half
     page = render(changed, [], "", "runs/x")
-    assert ("its soft labels can only harm" in page) is warned
+    assert ("its soft labels may harm" in page) is warned
     verdict = re.search(r'class="verdict">(.*?)</p>', page, re.DOTALL)[1]
     assert ("of the teacher's" in verdict.replace("&#39;", "'")) is not warned
+
+
+def test_the_tiles_name_what_is_subtracted(summary):
+    gain = {"value": 0.01, "half_width": 0.002, "p_value": 0.01, "covers": [], "p_adjusted": 0.02}
+    over = {"teacher": "student", "federation": "server", "federation_without_teacher": "student"}
+    summary["adds"] = {name: {**gain, "over": base} for name, base in over.items()}
+    page = render(summary, [], "", "runs/x")
+    tiles = re.findall(r"<dt>([^<]*adds)</dt>.*?<dd class=\"sub\">([^<]*)</dd>", page)
+    assert tiles == [
+        ("The teacher adds", "in nDCG@10 over labels only"),
+        ("Federation adds", "in nDCG@10 over server alone"),
+        ("Federation without a teacher adds", "in nDCG@10 over labels only"),
+    ]
+    for one in summary["adds"].values():
+        del one["over"]
+    assert "in nDCG@10</dd>" in render(summary, [], "", "runs/x"), "a run of an earlier version does not say it"
+
+
+SEEDS = "averaged over the seeds", "Bands are 95 % intervals over the seeds", "intervals over training seeds only"
+
+
+def test_seeds_and_p_values_are_explained_only_where_there_are_some(summary, one_seed_summary):
+    several, one = (render(run, [], "", "runs/x") for run in (summary, one_seed_summary))
+    assert "Holm's correction" in several and SEEDS[0] in several
+    assert SEEDS[2] in several
+    assert "Holm's correction" not in one and not any(sentence in one for sentence in SEEDS)
+
+
+def test_a_tiny_run_has_no_speed(summary):
+    assert "Faster by" in render(summary, [], "", "runs/x")
+    assert "Faster by" not in render({**summary, "name": f"{summary['name']}-tiny"}, [], "", "runs/x")
+
+
+def test_a_table_is_called_as_its_file(summary):
+    named = render({**summary, "dataset": "table", "dataset_name": "avis.csv"}, [], "", "runs/x")
+    assert "<h1>Relevance on avis.csv, learned across 31 merchants</h1>" in named
+    del summary["dataset_name"]
+    assert "<h1>Relevance on pricerunner, learned" in render(summary, [], "", "runs/x"), "of an earlier version"

@@ -139,6 +139,9 @@ def test_one_seed_has_intervals_over_its_queries_and_paired_differences():
     assert summary["adds"]["teacher"]["value"] == pytest.approx(float(np.mean(server - student)))
     assert summary["adds"]["federation"]["value"] == pytest.approx(float(np.mean(ours - server)))
     assert summary["adds"]["federation_without_teacher"] is None
+    assert summary["adds"]["teacher"]["p_adjusted"] == pytest.approx(adjusted["student"])
+    assert summary["adds"]["federation"]["p_adjusted"] == pytest.approx(adjusted[MAIN])
+    assert (summary["adds"]["teacher"]["over"], summary["adds"]["federation"]["over"]) == ("student", "server")
 
 
 def test_a_federation_that_starts_from_labels_is_compared_with_the_student_of_labels():
@@ -146,6 +149,8 @@ def test_a_federation_that_starts_from_labels_is_compared_with_the_student_of_la
     run = experiment(1, start="labels")
     summary = summarize(run, TASK, TEACHER, 1000, units, merchants=2, seconds=1.0)
     assert summary["adds"]["federation"]["value"] == pytest.approx(0.08)
+    assert summary["adds"]["federation"]["over"] == "student"
+    assert summary["adds"]["federation"]["p_adjusted"] is None, "the table has no column above the student of labels"
 
 
 def test_retention_of_a_teacher_that_is_no_better_than_chance_is_null():

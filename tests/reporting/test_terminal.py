@@ -1,10 +1,12 @@
 """A terminal is shown as much of the comparison as it has room for, and always the headline and the report's path."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
+from fed_distill.reporting.store import SUMMARY
 from fed_distill.reporting.terminal import show
 
 
@@ -20,3 +22,14 @@ def test_the_headline_and_the_path_of_the_report_are_shown_at_any_width(run_fold
     assert rows[0].startswith("teacher") and all(len(row) <= width for row in rows)
     assert note == "only [a] trial"
     assert report == f"report: {run_folder / 'report.html'}"
+
+
+def test_a_weak_teacher_is_warned_of_in_one_line(run_folder):
+    path = run_folder / SUMMARY
+    summary = json.loads(path.read_text())
+    summary["teacher"][summary["headline"]] = 0.5
+    path.write_text(json.dumps(summary))
+    file = io.StringIO()
+    show(run_folder, console=Console(file=file, width=60))
+    (line,) = [line for line in file.getvalue().splitlines() if line.startswith("warning: ")]
+    assert "The teacher (0.5000) is worse than server alone" in line and line.endswith("teacher.model).")

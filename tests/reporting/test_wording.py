@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fed_distill.config.privacy import ExamplePrivacy, LabelPrivacy
+from fed_distill.evaluation.shares import retention
 from fed_distill.mechanisms.account import Spent, account
 from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.payloads.student_update import StudentUpdate
@@ -20,6 +21,7 @@ from fed_distill.reporting.wording import (
     privacy,
     size,
     verdict,
+    weak_teacher,
 )
 
 MAIN = "fedavg-kd+fedsubavg"
@@ -93,11 +95,42 @@ def test_the_verdict_says_why_there_is_no_gap(summary):
     assert len(shares(verdict(summary))) == 1
 
 
-def test_the_verdict_names_the_controls_that_were_not_run(summary):
+@pytest.mark.parametrize(
+    ("missing", "needed"),
+    [
+        (["local"], 'the control “each merchant alone” was not run (add "local" to controls)'),
+        (
+            ["local", "pooled"],
+            'the controls “each merchant alone” and “all data pooled” were not run (add "local" and "pooled" to '
+            "controls)",
+        ),
+        (
+            ["server", "local", "pooled"],
+            "the controls “server alone”, “each merchant alone” and “all data pooled” were not run "
+            '(add "server", "local" and "pooled" to controls)',
+        ),
+    ],
+)
+def test_the_verdict_names_the_controls_that_were_not_run(summary, missing, needed):
     row = summary["federations"][MAIN]
     row["gap_closed"], row["notes"] = None, {"gap_closed": "needs the controls"}
-    del summary["controls"]["pooled"]
-    assert "all data pooled" in verdict(summary) and "server alone" not in verdict(summary)
+    for name in missing:
+        del summary["controls"][name]
+    assert verdict(summary).endswith(f"The share of the possible gain is unknown: {needed}.")
+
+
+@pytest.mark.parametrize(("suffix", "advised"), [("", True), ("-tiny", False)])
+def test_a_teacher_no_better_than_chance_is_compared_with_chance(summary, suffix, advised):
+    summary["name"] += suffix
+    row, metric = summary["federations"][MAIN], summary["headline"]
+    summary["teacher"][metric] = 0.62
+    row["retention"] = None
+    row["notes"]["retention"] = retention([np.array([[0.7]])], 0.62, 0.65).reason
+    text = weak_teacher(summary)
+    assert text.startswith(
+        "The teacher (0.6200) is no better than chance (0.6500): do not expect its soft labels to help."
+    )
+    assert ("teacher.steps" in text) is advised
 
 
 def test_privacy_claims_no_more_than_there_was(summary):

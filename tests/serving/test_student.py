@@ -16,7 +16,7 @@ from fed_distill.data import load
 from fed_distill.data.campaign_cells import MARKETING_EFFECT
 from fed_distill.data.cleaning import clean
 from fed_distill.data.student_description import DESCRIPTION, StudentDescription
-from fed_distill.data.tasks import NEXT_BASKET, RECOMMEND, SENTIMENT
+from fed_distill.data.tasks import NEXT_BASKET, RECOMMEND, SENTIMENT, category_task
 from fed_distill.errors import DataError, ModelError
 from fed_distill.models import build_student, load_model
 from fed_distill.models.student_folder import save_student
@@ -48,6 +48,13 @@ def clicks():
 def baskets():
     """A student that predicts what a customer buys next."""
     return served(NEXT_BASKET)
+
+
+def test_a_student_is_shown_by_its_task_its_classes_and_its_network(student, task):
+    weights = sum(one.numel() for one in student.model.parameters())
+    assert repr(student) == f"<Student: {task.name} ({', '.join(task.classes)}), two-tower of {weights:,} weights>"
+    many = category_task(tuple(f"class {number}" for number in range(9)))
+    assert "<Student: category (9 classes), two-tower of " in repr(served(many))
 
 
 def direct(student, texts, pairs):
