@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 from fed_distill.config import Experiment
+from fed_distill.data import load
 
 GRADES = ("passt genau", "Alternative", "Zubehör", "unpassend")
 
@@ -149,3 +150,52 @@ def test_nothing_in_a_table_becomes_a_setting_or_a_command_of_the_terminal(enter
     assert "privacy" not in settings
     labels = settings["data"]["options"].get("labels", {})
     assert labels == ({} if place == "a label" else {"positive": "positive", "negative": "negative"})
+
+
+def sentences(path, words, rows=400):
+    """Reviews of few texts, of which each class has half."""
+    draw = random.Random(0)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["review", "sentiment", "shop"])
+        for number in range(rows):
+            good = number % 2
+            text = f"{words[good]} {number} {draw.choice(words[2:])}"
+            out.writerow([text, ("negative", "positive")[good], f"shop {number % 8}"])
+
+
+ENGLISH = ("this is bad and it broke", "this is good and I like it", "with the blue box", "for my kitchen")
+SPANISH = ("esto es malo y no funciona", "esto es bueno y me gusta", "con la caja azul", "para mi cocina")
+
+
+@pytest.mark.parametrize(("words", "sure"), [(ENGLISH, True), (SPANISH, False)])
+def test_minilm_is_doubted_unless_the_texts_are_surely_english(entered, here, words, sure):
+    sentences(here / "table.csv", words)
+    code, out, errors = entered("init", "table.csv")
+    assert code == 0, errors
+    text = (here / "table.toml").read_text(encoding="utf-8")
+    assert Experiment.read("table.toml").teacher.model == "minilm"
+    advice = "for other languages set teacher.model to the folder of a multilingual encoder"
+    assert (advice in out) is (advice in text) is not sure
+
+
+def test_a_proxy_set_of_the_servers_own_texts_is_named_and_the_lines_in_the_file_replace_it(entered, here):
+    sentences(here / "table.csv", ENGLISH)
+    code, out, errors = entered("init", "table.csv")
+    assert code == 0, errors
+    text = (here / "table.toml").read_text(encoding="utf-8")
+    advice = 'set proxy_from = "catalogue" under [data] and public_columns = ["text"] under [data.options]'
+    assert advice in out and advice in text
+    first = Experiment.read("table.toml")
+    assert "local" in first.controls
+    data = load(first.data)
+    assert first.data.proxy_size == len(data.proxy) < 2000, "a number that can be met"
+    told = "It repeats the server's labelled examples"
+    assert told in entered("data", "describe", "table.toml")[1]
+    lines = [line for line in text.splitlines() if not line.startswith("proxy_size")]
+    wanted = ("# proxy_from", "# proxy_size", "# public_columns")
+    changed = "\n".join(line.removeprefix("# ") if line.startswith(wanted) else line for line in lines)
+    (here / "changed.toml").write_text(changed, encoding="utf-8")
+    drawn = load(Experiment.read("changed.toml").data)
+    assert len(set(drawn.proxy.texts) & set(drawn.public.texts)) < len(drawn.proxy) / 2
+    assert told not in entered("data", "describe", "changed.toml")[1]
