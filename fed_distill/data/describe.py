@@ -70,8 +70,9 @@ def render(account: Mapping[str, Any]) -> str:
         lines.append(_row("clients with one class only", len(merchants["single_class"])))
     lines += ["", "Split" + " " * 19 + "".join(f"{part:>11}" for part in ("train", "valid", "test"))]
     clients = [] if elsewhere else [("rows, clients", account["rows"]["clients"])]
-    for label, counts in (("groups", account["groups"]), ("rows, public", account["rows"]["public"]), *clients):
+    for label, counts in (("groups of rows", account["groups"]), ("rows, public", account["rows"]["public"]), *clients):
         lines.append(f"  {label:<22}" + "".join(f"{counts[part]:>11,}" for part in ("train", "valid", "test")))
+    lines.append("  A group is the rows of one query, product, text or customer, by task; all of it is in one part.")
     lines += ["", *_class_table(account)]
     lines += ["", *_proxy_lines(account["proxy"])]
     if "proxy_set" in account:
