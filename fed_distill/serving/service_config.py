@@ -164,8 +164,8 @@ def read_serve_config(folder: Path, beside: Mapping[str, Path] | None = None) ->
     """Read ``serve.toml`` of ``folder``; a folder that is an export itself is served with default settings.
 
     :param beside: of an export: folders by their key of ``[service]``, ``index`` and ``trained``
-    :raises ConfigError: the folder is neither or missing, ``beside`` is given and there is a file, or the file is not valid; the
-        message names the key
+    :raises ConfigError: the folder is neither or missing, ``beside`` is given and there is a file, or the file is not
+        valid; the message names the key
     """
     path = folder / SERVE
     if not path.exists():

@@ -146,7 +146,16 @@ def test_an_unknown_column_role_is_refused(tmp_path: Path) -> None:
     [
         ("rows.csv", "", "rows.csv is empty"),
         ("rows.csv", "search term,product,grade,shop,term_id\n", "rows.csv has no rows"),
-        ("rows.csv", 'search term,product,grade,shop,term_id\n"a,b\n', r"cannot read .*rows.csv"),
+        (
+            "rows.csv",
+            'search term,product,grade,shop,term_id\n"a\n""b""",b,c,d,e\na,"two\nlines","c,d,e\nf,g,h,i,j\n',
+            "rows.csv, line 5: a quote is opened and never closed: close it",
+        ),
+        (
+            "rows.csv",
+            'search term,product,grade,shop,"term_id\na,b,c,d,e',
+            "line 1: a quote is opened and never closed",
+        ),
         (
             "rows.csv",
             "search term,product,grade,shop,term_id\na,b,c,d,e\nf,g,h,i,j,k\n",
