@@ -93,7 +93,7 @@ class Recognized:
     def dropped(self) -> dict[str, int]:
         """Rows by label that has no class."""
         known = self.labels if self.labels else self.found
-        return {label: count for label, count in self.found.items() if label not in known}
+        return {label: count for label, count in self.found.items() if not label or label not in known}
 
 
 def recognize(

@@ -74,7 +74,7 @@ def test_pairs_with_columns_and_labels_in_german_run(entered, here, merchants):
     assert (here / "runs" / "Paare-2024" / "report.html").is_file()
 
 
-def test_reviews_run_and_the_labels_that_are_dropped_are_named_with_counts(entered, here):
+def test_reviews_run_and_the_labels_that_are_dropped_are_named_with_counts(entered, here, caplog):
     reviews(here / "reviews.csv.gz")
     code, out, errors = entered("init", "reviews.csv.gz")
     assert code == 0, errors
@@ -84,11 +84,19 @@ def test_reviews_run_and_the_labels_that_are_dropped_are_named_with_counts(enter
         middle = sum(row["stars"] == "3" for row in csv.DictReader(file))
     assert dropped.split(maxsplit=1)[1] == f"3 ({middle} rows)"
     assert f"# dropped: 3 ({middle} rows)" in (here / "reviews.toml").read_text(encoding="utf-8")
+    assert not caplog.records, "it is told once"
     code, _, errors = entered("run", "reviews.toml", *RUN, "--set", f"runtime.cache={here / 'cache'}")
     assert code == 0, errors
+    told = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
+    assert told == [
+        f"dropped {middle} of 400 rows, whose labels are no class: '3' ({middle}); to keep them, map the labels with "
+        "data.options.labels"
+    ]
+    caplog.clear()
     code, out, errors = entered("data", "describe", "reviews.toml")
     assert code == 0
-    assert f"'3' ({middle})" in errors + out or f"3: {middle}" in out
+    assert f"3: {middle}" in out
+    assert not caplog.records
 
 
 def test_a_file_that_exists_is_replaced_with_force_only(entered, here):
