@@ -1,4 +1,4 @@
-"""Fingerprints of examples and federations."""
+"""Fingerprints of examples, of federations and of all data of a run."""
 
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.storage.fingerprint import fingerprint
@@ -21,3 +21,13 @@ def federated_fingerprint(data: FederatedData) -> str:
     }
     more = {"unlabeled": unlabeled} if unlabeled else {}
     return fingerprint(proxy=examples_fingerprint(data.proxy), merchants=merchants, **more)
+
+
+def run_fingerprint(data: FederatedData) -> str:
+    """Return a fingerprint of everything that a run trains or is scored on."""
+    rankings = [one for one in (data.ranking_valid, data.ranking_test) if one is not None]
+    return fingerprint(
+        federated=federated_fingerprint(data),
+        parts=[examples_fingerprint(one) for one in (data.public, data.public_valid, data.valid, data.test)],
+        rankings=[(examples_fingerprint(one.examples), one.queries.tolist()) for one in rankings],
+    )

@@ -21,6 +21,7 @@ from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
 from fed_distill.data.cleaning import unlabeled_rows
 from fed_distill.data.examples import FederatedData
+from fed_distill.data.fingerprint import run_fingerprint
 from fed_distill.data.public_part import PublicPart
 from fed_distill.data.student_description import StudentDescription
 from fed_distill.evaluation.metrics import classification_report, confusion
@@ -70,6 +71,7 @@ def run_experiment(
     folder = experiment.runtime.folder / experiment.name
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
+        store.check_data(run_fingerprint(data))
         callbacks.on_start(experiment, folder)
         if "proxy_set" in data.account:
             callbacks.on_message(f"the proxy set has {data.account['proxy_set']}")

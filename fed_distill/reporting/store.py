@@ -36,6 +36,10 @@ _UNIT = {"seed": int, "federation": str, "round": int}
 IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in INTAKE))
 
 
+DATA = "data.json"
+"""File in ``checkpoint`` with the fingerprint of the data that the run began with."""
+
+
 class RunStore:
     """The folder of one run, locked for writing. Open it with ``create`` or ``resume``; close it, or use ``with``.
 
@@ -99,6 +103,17 @@ class RunStore:
     def opened(cls, folder: Path) -> Self:
         """Lock a finished run, to add results to it; raise CheckpointError if another process has locked it."""
         return cls(folder, _take_lock(folder))
+
+    def check_data(self, fingerprint: str) -> None:
+        """Raise CheckpointError if the run began with other data; keep the fingerprint of a run that has none."""
+        path = self.folder / CHECKPOINT / DATA
+        if not path.exists():
+            write_atomic(path, json.dumps({"fingerprint": fingerprint}) + "\n")
+        elif read_json(path) != {"fingerprint": fingerprint}:
+            raise CheckpointError(
+                f"{self.folder} began with other data: its files, or how this version reads them, have changed since. "
+                "Restore them, or start another run with --name (for a study or a tuning: --out)"
+            )
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append the record of a round to ``metrics.jsonl`` and flush it to disk.

@@ -55,13 +55,14 @@ def results_table(
     """Return one row per cell, controls included (``role``).
 
     Axes contain labels. ``controls`` is the fingerprint of the cell with the controls. ``score`` is the headline
-    metric, named in ``run.headline``. ``control.X`` is that of control X with the same seed, ``control_auc.X`` its AUC,
-    ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences to these controls, ``cold_above_server`` that on cold-start
-    merchants, ``gain`` and ``gain_auc`` the difference to the study's baseline with the same seed. ``gap_closed``
-    uses those controls, and is missing where their scores by query do not show that pooling is worth something. Bytes
-    are serialized messages of one merchant: per round down and up, and over all rounds up (``sent_bytes``) and both.
-    ``seconds`` is the time of the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and
-    ``audit.*`` are the summary's, flattened.
+    metric, named in ``run.headline``. ``control.X`` is that of control X with the same seed, ``control_auc.X`` its
+    AUC, ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences
+    to these controls, ``cold_above_server`` that on cold-start merchants, ``gain`` and ``gain_auc`` the difference
+    to the study's baseline with the same seed. ``gap_closed`` uses those controls, and is missing where their
+    scores by query do not show that pooling is worth something. Bytes are serialized messages of one merchant: per
+    round down and up, and over all rounds up (``sent_bytes``) and both. ``seconds`` is the time of the federation
+    and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's,
+    flattened.
 
     :raises CheckpointError: a summary is damaged or of another experiment (``Places.check``)
     """

@@ -168,3 +168,33 @@ def test_a_real_federation_whose_name_was_lost_is_not_gone_on_from(tiny_experime
     told = "belongs to another federation" if damage == "lost" else r"released\.json cannot be used: its checksum"
     with pytest.raises(CheckpointError, match=told):
         simulate(experiment.with_changes({"runtime.resume": True}), secret=SECRET)
+
+
+def test_a_run_is_not_gone_on_from_with_other_data(tiny_experiment, simulate, tmp_path):
+    """A table that was edited between stop and resumption would mix results of two data sets; a copy put back goes on."""
+    path = tmp_path / "grades.csv"
+    rows = [
+        f"hub {row % 7} {merchant},usb hub {row},{('exact', 'irrelevant')[row % 2]},shop {merchant}"
+        for merchant in range(6)
+        for row in range(60)
+    ]
+    whole = "\n".join(["query,title,grade,shop", *rows, ""])
+    path.write_text(whole)
+    columns = {"text": "query", "pair": "title", "label": "grade", "merchant": "shop"}
+    changes = {
+        "controls": ["server"],
+        "data.dataset": "table",
+        "data.options": {"path": str(path), "columns": columns},
+        "adaptation.enabled": False,
+    }
+    experiment = tiny_experiment(tmp_path / "runs", changes)
+    stopping = StopAt()
+    stopping._note = lambda seen: _stop(seen, "round 1")
+    with pytest.raises(Stopped):
+        simulate(experiment, callbacks=[stopping])
+    resumed = experiment.with_changes({"runtime.resume": True})
+    path.write_text(whole.replace("usb hub 7,", "hdmi cable 7,"))
+    with pytest.raises(CheckpointError, match="began with other data"):
+        simulate(resumed)
+    path.write_text(whole)
+    simulate(resumed)
