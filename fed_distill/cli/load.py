@@ -49,7 +49,8 @@ def load_test(
 ) -> None:
     """Send requests at a fixed rate, whether or not earlier ones were answered; exit with 1 if one failed.
 
-    The requests are POST /rank. Latency counts from the planned time. With --retry, a request has failed if its second attempt has.
+    Requests are POST /rank. Latency counts from the planned time. With --retry, a request has failed if its second
+    attempt has.
     """
     try:
         from fed_distill.serving.load import Arrivals, LoadPlan, run_load, warmed
