@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fed_distill.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,11 +23,20 @@ def explain(
     query: Annotated[str, typer.Option(help="the query", show_default=False)],
     title: Annotated[str, typer.Option(help="a product's title", show_default=False)],
 ) -> None:
-    """Print what each word of a query and a title adds to the student's score, the expected gain."""
+    """Print how much each word of a query and a title adds to the student's score.
+
+    The score is the expected gain.
+    """
     from fed_distill.serving.explain import explain as contributions
     from fed_distill.serving.student import load_student
 
-    found = contributions(load_student(run), query, title)
+    student = load_student(run)
+    if student.task.gains is None:
+        raise ConfigError(
+            "fed-distill explain requires a task of graded pairs, such as relevance; this student's task is "
+            f"{student.task.name}"
+        )
+    found = contributions(student, query, title)
     words = (*found.query_words, *found.title_words)
     largest = max((abs(word.contribution) for word in words), default=0.0)
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -47,9 +47,10 @@ def load_test(
     ] = False,
     p99_ms: Annotated[float | None, typer.Option(min=0.0, help="exit with 1 if the 99th percentile is above")] = None,
 ) -> None:
-    """Send POST /rank at planned times whatever has been answered; exit with 1 if a request failed.
+    """Send requests at a fixed rate, whether or not earlier ones were answered; exit with 1 if one failed.
 
-    Latency counts from the planned time. With --retry, a request has failed if its second attempt has.
+    Requests are POST /rank. Latency counts from the planned time. With --retry, a request has failed if its second
+    attempt has.
     """
     try:
         from fed_distill.serving.load import Arrivals, LoadPlan, run_load, warmed

@@ -42,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    epilog="Start with: fed-distill init TABLE, then data describe, run --tiny, run.",
 )
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
@@ -125,7 +126,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)],
     markdown: Annotated[bool, typer.Option("--markdown", help="print the comparison as a Markdown table too")] = False,
 ) -> None:
-    """Write the HTML report of a finished run from its files."""
+    """Write the HTML report of a finished run again, from its files."""
     from fed_distill.reporting.report import write_report
     from fed_distill.reporting.store import read_summary
     from fed_distill.reporting.tables import markdown_table

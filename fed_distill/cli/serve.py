@@ -43,7 +43,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="instead of the file's; 0: any free port")] = None,
     logs: Annotated[str, typer.Option(metavar="text|json", help="form of the lines on stderr")] = "text",
 ) -> None:
-    """Serve a student over HTTP until stopped, or write its settings and keys."""
+    """Serve an exported student over HTTP until stopped; --init writes its settings and access keys."""
     from fed_distill.serving.service_files import add_key, write_serve_file
 
     beside = {name: path for name, path in (("index", index), ("trained", trained)) if path is not None}

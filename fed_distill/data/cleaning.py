@@ -5,7 +5,7 @@ A row is dropped for the first reason of `REASONS` that applies.
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +85,6 @@ def clean(
             kept.append(mask(found[0], masked))
             if kept_pairs is not None:
                 kept_pairs.append(mask(found[1], masked))
-    if dropped["unknown label"]:
-        LOG.warning("dropped %d of %d rows without a known label", dropped["unknown label"], len(texts))
     silent = sorted(set(unlabeled) - labeled - {""})
     if silent:
         LOG.warning(
@@ -102,6 +100,23 @@ def clean(
         "unlabeled_merchants": silent,
     }
     return Cleaned(tuple(rows), tuple(kept), None if kept_pairs is None else tuple(kept_pairs), account)
+
+
+def unlabeled_rows(account: Mapping[str, Any]) -> str:
+    """Describe the rows that were dropped for their labels, with a remedy if the labels are known; "" without any.
+
+    :param account: of ``Cleaned``; a table's has ``unknown_labels`` too: rows by label, the most frequent labels
+    """
+    count = account["dropped"].get("unknown label", 0)
+    if not count:
+        return ""
+    told = f"dropped {count:,} of {account['rows_read']:,} rows, whose labels are no class"
+    labels: Mapping[str, int] = account.get("unknown_labels", {})
+    if not labels:
+        return told
+    shown = ", ".join(f"{label!r} ({rows:,})" if label else f"empty ({rows:,})" for label, rows in labels.items())
+    more = " and others" if sum(labels.values()) < count else ""
+    return f"{told}: {shown}{more}; to keep them, map the labels with data.options.labels"
 
 
 def _check_names(merchants: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fed_distill.data.examples import FederatedData
+from fed_distill.data.proxy_account import repeats_server
 
 PICTURE = "merchants.png"
 _GRADE_COLORS = ("#1b6ca8", "#5aa9a3", "#e8c468", "#d3d7dd")
@@ -69,8 +70,9 @@ def render(account: Mapping[str, Any]) -> str:
         lines.append(_row("clients with one class only", len(merchants["single_class"])))
     lines += ["", "Split" + " " * 19 + "".join(f"{part:>11}" for part in ("train", "valid", "test"))]
     clients = [] if elsewhere else [("rows, clients", account["rows"]["clients"])]
-    for label, counts in (("groups", account["groups"]), ("rows, public", account["rows"]["public"]), *clients):
+    for label, counts in (("groups of rows", account["groups"]), ("rows, public", account["rows"]["public"]), *clients):
         lines.append(f"  {label:<22}" + "".join(f"{counts[part]:>11,}" for part in ("train", "valid", "test")))
+    lines.append("  A group is the rows of one query, product, text or customer, by task; all of it is in one part.")
     lines += ["", *_class_table(account)]
     lines += ["", *_proxy_lines(account["proxy"])]
     if "proxy_set" in account:
@@ -93,6 +95,12 @@ def _row(label: str, count: int, note: str = "") -> str:
 def _proxy_lines(proxy: Mapping[str, Any]) -> list[str]:
     known = f"{proxy['in_server_rows']:.1%} of them are in the server's labelled examples"
     lines = ["Proxy set", _row("distinct texts", proxy["texts"], known)]
+    if repeats_server(proxy):
+        lines += [
+            "  It repeats the server's labelled examples, so that the teacher can add little. If the merchants'",
+            '  texts are public, set data.proxy_from = "catalogue" and, for a table, data.options.public_columns',
+            "  (docs: The proxy set)",
+        ]
     if "merchant_words" in proxy:
         unknown = f"{proxy['unknown_to_server']:.1%} of them are not in the server's labelled examples;"
         lines.append(_row("word types of the clients", proxy["merchant_words"], unknown))

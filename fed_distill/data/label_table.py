@@ -97,7 +97,9 @@ def _check_options(task: Task, columns: Mapping[str, str], labels: Mapping[str, 
         raise ConfigError(f"columns has no {unknown[0]!r}; task {task.name} has: {', '.join(known)}")
     for name, meaning in labels.items():
         if meaning not in task.classes:
-            raise ConfigError(f"labels: {name!r} maps to {meaning!r}; {task.name} has: {', '.join(task.classes)}")
+            raise ConfigError(
+                f"teacher.options.labels: {name!r} maps to {meaning!r}; {task.name} has: {', '.join(task.classes)}"
+            )
     if "label" not in columns:
         if confidence is not None:
             raise ConfigError(
@@ -106,7 +108,9 @@ def _check_options(task: Task, columns: Mapping[str, str], labels: Mapping[str, 
             )
         twice = [name for name in labels.values() if list(labels.values()).count(name) > 1]
         if twice:
-            raise ConfigError(f"labels: {twice[0]!r} has more than one column of probabilities: keep one")
+            raise ConfigError(
+                f"teacher.options.labels: {twice[0]!r} has more than one column of probabilities: keep one"
+            )
     elif confidence is not None and not 1 / len(task.classes) < confidence <= 1:
         raise ConfigError(
             f"confidence = {confidence} must be above {1 / len(task.classes):.4g}, an even share of "

@@ -4,7 +4,7 @@ Soft labels on texts that the server has labelled rows of add little to these ro
 what a student misses that was trained on the server's rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from fed_distill.text.hashing import bag_rows
 _WORD_CODES = 2**31 - 1
 """Words are counted by their hashes, of which hardly any two are equal in this range."""
 _DIGITS = 4
+_NEARLY_ALL = 0.9
+"""Share of the proxy texts in the server's labelled examples from which on the teacher's labels of them add little."""
 
 
 def proxy_account(data: FederatedData) -> dict[str, Any]:
@@ -44,6 +46,11 @@ def proxy_account(data: FederatedData) -> dict[str, Any]:
             "covered": _share(len(covered), len(unknown)),
         }
     return account
+
+
+def repeats_server(account: Mapping[str, Any]) -> bool:
+    """Return whether (nearly) all proxy texts are in the server's labelled examples, by ``proxy_account``."""
+    return bool(account["in_server_rows"] >= _NEARLY_ALL)
 
 
 def _share(part: int, whole: int) -> float:

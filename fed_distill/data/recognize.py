@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fed_distill.data.column_words import fits
 from fed_distill.data.label_meaning import BY_NAME, Meaning, grades, scale_of, sentiments, sides
+from fed_distill.data.language import ascii_share, surely_english
 from fed_distill.data.table_file import column_names, read_columns
 from fed_distill.data.tasks import MATCHING, RECOMMEND, label_text
 from fed_distill.errors import ConfigError, DataError
@@ -71,7 +72,8 @@ class Recognized:
 
     task: name of the task. columns: column name by role. labels: class by label, for tasks with fixed classes.
     rows: number of rows. sizes: rows by merchant; empty without a merchant column. found: rows by label. ascii_share:
-    share of the texts' letters that are ASCII. why: how labels were understood. doubts: what the file does not settle.
+    share of the texts' letters that are ASCII. english: whether the texts are surely English. why: how labels were
+    understood. doubts: what the file does not settle.
     """
 
     path: Path
@@ -82,6 +84,7 @@ class Recognized:
     sizes: Mapping[str, int]
     found: Mapping[str, int]
     ascii_share: float = 1.0
+    english: bool = False
     why: str = ""
     encoding: str = ""
     doubts: Sequence[str] = field(default_factory=tuple)
@@ -90,7 +93,7 @@ class Recognized:
     def dropped(self) -> dict[str, int]:
         """Rows by label that has no class."""
         known = self.labels if self.labels else self.found
-        return {label: count for label, count in self.found.items() if label not in known}
+        return {label: count for label, count in self.found.items() if not label or label not in known}
 
 
 def recognize(
@@ -130,6 +133,7 @@ def recognize(
     meaning, task = _task(columns, chosen, task, named, doubts)
     if "merchant" not in chosen:
         _mention_merchants(columns, chosen, doubts)
+    texts = columns[chosen["text"]].values
     return Recognized(
         path,
         task,
@@ -138,7 +142,8 @@ def recognize(
         len(label.values),
         dict(columns[chosen["merchant"]].counts) if "merchant" in chosen else {},
         Counter(label.values),
-        _ascii_share(columns[chosen["text"]].values),
+        ascii_share(texts),
+        surely_english(texts),
         "" if meaning is None else meaning.why,
         encoding,
         tuple(doubts),
@@ -348,11 +353,6 @@ def _overlap(columns: Mapping[str, ColumnContent], chosen: Mapping[str, str]) ->
         if own and label:
             shares.setdefault(label, []).append(len(own & _trigrams(pair)) / len(own))
     return {label: sum(found) / len(found) for label, found in shares.items()}
-
-
-def _ascii_share(texts: Sequence[str]) -> float:
-    letters = [letter for text in texts[:_COMPARED] for letter in text if letter.isalpha()]
-    return sum(letter.isascii() for letter in letters) / max(1, len(letters))
 
 
 def _trigrams(text: str) -> set[str]:

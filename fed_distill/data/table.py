@@ -1,7 +1,6 @@
 """A user's table, as a dataset for every task."""
 
 import codecs
-import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -28,8 +27,6 @@ from fed_distill.data.tasks import (
     label_text,
 )
 from fed_distill.errors import ConfigError, DataError
-
-LOG = logging.getLogger("fed_distill.data")
 
 _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
 _OF_LABELS = ("category", "faq")
@@ -112,6 +109,7 @@ class Table:
             raise DataError(
                 f"task {config.task} requires two texts: set data.options.columns.pair to the column of the second"
             )
+        self._check_files(config)
         columns = self.columns_of_file()
         raw = self.labels_of(columns)
         task = _task(config.task, raw, self.path)
@@ -144,22 +142,21 @@ class Table:
         )
         return self._with_unknown_labels(rows, raw)
 
+    def _check_files(self, config: DataConfig) -> None:
+        """Raise DataError, naming the key and where a relative path leads, if a file is missing."""
+        catalogue = self.catalogue if config.proxy_from == "catalogue" else None
+        for key, path in (("path", self.path), ("catalogue", catalogue)):
+            if isinstance(path, Path) and not path.exists():
+                relative = "" if path.is_absolute() else f" in {Path.cwd()}, where the command was started"
+                raise DataError(f"data.options.{key}: {path} does not exist{relative}: correct the path")
+
     def _with_unknown_labels(self, rows: LabeledRows, raw: Sequence[Any]) -> LabeledRows:
-        """Name the labels that are no class, whose rows were dropped, in the log and in the account of ``rows``."""
+        """Count the most frequent labels that are no class, whose rows were dropped, in the account of ``rows``."""
         read_label = label_reader(rows.task)
         unknown = Counter(label_text(value) for value in raw if read_label(value) == UNLABELED)
         if not unknown:
             return rows
         shown = dict(unknown.most_common(SHOWN_LABELS))
-        more = f" and {len(unknown) - len(shown):,} more" if len(unknown) > len(shown) else ""
-        LOG.warning(
-            "%s: rows of these labels, which are no class of %s, are dropped: %s%s; to keep them, map the labels with "
-            "data.options.labels",
-            self.path,
-            rows.task.name,
-            ", ".join(f"{label!r} ({count:,})" if label else f"empty ({count:,})" for label, count in shown.items()),
-            more,
-        )
         return replace(rows, account={**rows.account, "unknown_labels": shown})
 
     def _public(self, task: Task, config: DataConfig) -> CatalogueFile | bool:
@@ -202,12 +199,12 @@ class Table:
         """Return the label column, mapped by ``labels``."""
         return [self.labels.get(label_text(value), value) for value in columns[self.named.label]]
 
-    def check_labels(self, task: Task) -> None:
-        """Raise DataError if ``labels`` maps to an unknown class."""
+    def check_labels(self, task: Task, key: str = "data.options.labels") -> None:
+        """Raise DataError, naming ``key``, if ``labels`` maps to an unknown class."""
         for label, meaning in self.labels.items():
             if meaning not in task.classes:
                 classes = ", ".join(task.classes)
-                raise DataError(f"labels: {label!r} of {self.path} maps to {meaning!r}; {task.name} has: {classes}")
+                raise DataError(f"{key}: {label!r} of {self.path} maps to {meaning!r}; {task.name} has: {classes}")
 
     def texts_of(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
         """Return one of ``columns`` as texts; raise DataError, naming the row, for a value of another type."""

@@ -4,10 +4,12 @@ The network is not used, and nothing is left in that library's cache.
 """
 
 import csv
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ _LINES = (".jsonl", ".json")
 _EXACT = 2.0**53
 """From this value on, float64 cannot represent every integer."""
 _COLUMNS = "data.options.columns, a site under [data.columns]"
+_END = "\ue000 end of file \ue000"
+"""A line after the last one, of letters for private use: it is within a field if a quote is open."""
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """Messages of the library for a table without rows: text files, Parquet files."""
 
@@ -176,14 +181,25 @@ def _header(path: Path, text: Path, separator: str) -> list[str]:
     limit = csv.field_size_limit(sys.maxsize)
     try:
         with text.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.reader(lines, delimiter=separator)
-            header = next(reader, [])
-            for row, fields_of_row in enumerate(reader, start=1):
+            reader = csv.reader(chain(lines, [_END]), delimiter=separator)
+            header: list[str] = []
+            start = 1
+            for row, fields_of_row in enumerate(reader):
+                if fields_of_row == [_END]:
+                    break
+                if fields_of_row and fields_of_row[-1].endswith(_END):
+                    opened = start + sum(len(_LINE_END.findall(field)) for field in fields_of_row[:-1])
+                    raise DataError(
+                        f"{path}, line {opened}: a quote is opened and never closed: close it, or remove it"
+                    )
+                if row == 0:
+                    header = fields_of_row
                 if len(fields_of_row) > len(header):
                     raise DataError(
                         f"{path}, row {row} (line {reader.line_num}): {len(fields_of_row)} fields, and the header has "
                         f"{len(header)}: quote texts that contain {separator!r}, or name all columns"
                     )
+                start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"cannot read {path}, line {reader.line_num}: {error}") from error
     finally:

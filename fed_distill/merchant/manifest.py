@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fed_distill.config import DataConfig, Experiment, Share
 from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.data.cleaning import unlabeled_rows
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Task
 from fed_distill.data.labeled import LabeledRows, factorize
 from fed_distill.data.public_part import PublicPart
@@ -193,7 +194,7 @@ class Manifest(_Table):
             raise ConfigError(f"data.columns of site {self.name}: {error}") from error
         if task.pair and not table.named.pair:
             raise DataError(f"task {task.name} requires two texts: set data.columns.pair to the column of the second")
-        table.check_labels(task)
+        table.check_labels(task, "data.labels")
         return table, table.columns_of_file(self.data.part)
 
     def _owners(self, table: Table, columns: Mapping[str, list[Any]]) -> list[str]:
@@ -223,6 +224,8 @@ class Manifest(_Table):
             merchants=self._owners(table, columns),
             groups=self._groups(table, columns) if table.named.group else None,
         )
+        if told := unlabeled_rows(rows.account):
+            _log.warning("%s: %s", self._path, told)
         parts = parts_by_name([str(name) for name in rows.group_names], config)[rows.groups]
         return {
             name: MerchantData(

@@ -6,6 +6,7 @@ keys.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -20,6 +21,7 @@ from fed_distill.serving.service_logs import LogStyle
 from fed_distill.serving.students import Students
 from fed_distill.serving.supervisor import supervise
 
+_BACKLOG = 2048
 _log = logging.getLogger(__name__)
 
 
@@ -42,13 +44,16 @@ def run_service(
     keys = folder if (folder / SERVE).exists() else None
     if config.service.workers > 1:
         config.check_access()
-        with _listening(config) as listener:
+        with _bound(config) as listener:
+            _listen(listener, config)
             supervise(config, keys, listener, logs)
+        _log.info("stopped")
         return
-    app = build_service(config, keys)
-    students: Students = app.state.students
-    students.load()
-    with _listening(config) as listener:
+    with _bound(config) as listener:
+        app = build_service(config, keys)
+        students: Students = app.state.students
+        students.load()
+        _listen(listener, config)
         host, used = listener.getsockname()[:2]
         server = DrainingServer(
             app,
@@ -57,6 +62,7 @@ def run_service(
         )
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_served(server, listener, students))
+    _log.info("stopped")
 
 
 async def _served(server: DrainingServer, listener: socket.socket, students: Students) -> None:
@@ -75,17 +81,40 @@ async def _served(server: DrainingServer, listener: socket.socket, students: Stu
 
 
 @contextlib.contextmanager
-def _listening(config: ServeConfig) -> Iterator[socket.socket]:
-    """Open the socket first, so that a port in use is one line, and the chosen port is known."""
+def _bound(config: ServeConfig) -> Iterator[socket.socket]:
+    """Bind a socket before students are loaded: a port in use is told at once, and until `_listen` connections are
+    refused, so that balancers turn to another instance."""
     service = config.service
     try:
         family, *_, address = socket.getaddrinfo(
             service.host, service.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {service.host}, port {service.port}: {error.strerror}: choose another with service.port"
-        ) from error
+        raise _unusable(config, error) from error
     with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise _unusable(config, error) from error
         yield listener
+
+
+def _listen(listener: socket.socket, config: ServeConfig) -> None:
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:  # another process bound the port too, and listens
+        raise _unusable(config, error) from error
+
+
+def _unusable(config: ServeConfig, error: OSError) -> ConfigError:
+    service = config.service
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(f"port {service.port} is in use: choose another with --port (service.port in {SERVE})")
+    return ConfigError(
+        f"cannot listen on {service.host}, port {service.port}: {error.strerror}: choose another with service.host and "
+        f"service.port in {SERVE}"
+    )

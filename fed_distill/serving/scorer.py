@@ -89,7 +89,7 @@ class Scorer:
         """Gain of each class, float64 ``[classes]``; raise DataError if the task has none."""
         if self.task.gains is None:
             other = "recommend" if self.task.of_histories else "predict"
-            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}()")
         return np.asarray(self.task.gains, dtype=np.float64)
 
     @property

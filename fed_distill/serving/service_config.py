@@ -13,10 +13,13 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from fed_distill.config.tables import ConfigTable, Place
 from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.data.student_description import DESCRIPTION
 from fed_distill.errors import ConfigError
 from fed_distill.serving.exported_folder import EXPORT, VariantName
 
 SERVE = "serve.toml"
+RUN_FILE = "experiment.toml"
+"""A file of each run; the module that writes it requires torch."""
 MOST_TITLES = 10_000
 """Titles or texts of a request that no setting can exceed."""
 
@@ -161,21 +164,33 @@ def read_serve_config(folder: Path, beside: Mapping[str, Path] | None = None) ->
     """Read ``serve.toml`` of ``folder``; a folder that is an export itself is served with default settings.
 
     :param beside: of an export: folders by their key of ``[service]``, ``index`` and ``trained``
-    :raises ConfigError: the folder is neither, ``beside`` is given and there is a file, or the file is not valid; the
-        message names the key
+    :raises ConfigError: the folder is neither or missing, ``beside`` is given and there is a file, or the file is not
+        valid; the message names the key
     """
     path = folder / SERVE
     if not path.exists():
         if (folder / EXPORT).is_file():
             return ServeConfig(service=ServiceTable.model_validate({"student": folder, **(beside or {})}))
-        raise ConfigError(
-            f"{folder} has neither {SERVE} nor {EXPORT}: write one with fed-distill serve {folder} --init"
-        )
+        raise ConfigError(_unservable(folder))
     for name in beside or {}:
         raise ConfigError(f"--{name} is of an export, and {path} exists: set service.{name} there")
     found = _validated(path, read_toml(path, "service settings"))
     tables = {"service": found.service, "canary": found.canary, "shadow": found.shadow}
     return found.model_copy(update={name: _placed(table, folder) for name, table in tables.items() if table})
+
+
+def _unservable(folder: Path) -> str:
+    """Return why ``folder``, which has no settings and is no export, cannot be served."""
+    if not folder.is_dir():
+        return f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist"
+    trained = {RUN_FILE: "run", DESCRIPTION: "trained student"}
+    for name, what in trained.items():
+        if (folder / name).is_file():
+            return f"{folder} is a {what}: export it first: fed-distill export {folder} --to exported"
+    return (
+        f"{folder} has neither {SERVE} nor {EXPORT}: name an export, or write {SERVE} with fed-distill serve {folder} "
+        "--init --student EXPORT"
+    )
 
 
 def validated_text(path: Path, text: str) -> ServeConfig:

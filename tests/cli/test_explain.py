@@ -3,6 +3,10 @@
 import pytest
 
 from fed_distill import load_student
+from fed_distill.data.student_description import StudentDescription
+from fed_distill.data.tasks import SENTIMENT
+from fed_distill.models import build_student
+from fed_distill.models.student_folder import save_student
 from fed_distill.serving.explain import explain
 
 QUERY, TITLE = "bravik [325] toaster", "Bravik 325 toaster grey"
@@ -23,3 +27,12 @@ def test_a_wrong_query_is_an_error(entered, tiny_run, query, message):
     code, _, err = entered("explain", tiny_run.result.folder, "--query", query, "--title", TITLE)
     assert code == 2
     assert message in err
+
+
+def test_a_student_of_single_texts_is_an_error_that_names_its_task(entered, tmp_path):
+    model = build_student("two-tower", {"rows": 64, "width": 4, "head_width": 4}, SENTIMENT)
+    save_student(tmp_path / "student", model, StudentDescription(SENTIMENT, 60))
+    code, _, err = entered("explain", tmp_path / "student", "--query", QUERY, "--title", TITLE)
+    assert code == 2
+    told = "fed-distill explain requires a task of graded pairs, such as relevance; this student's task is sentiment"
+    assert err.strip().endswith(told)

@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 from fed_distill.config import Experiment
+from fed_distill.data import load
 
 GRADES = ("passt genau", "Alternative", "Zubehör", "unpassend")
 
@@ -73,7 +74,7 @@ def test_pairs_with_columns_and_labels_in_german_run(entered, here, merchants):
     assert (here / "runs" / "Paare-2024" / "report.html").is_file()
 
 
-def test_reviews_run_and_the_labels_that_are_dropped_are_named_with_counts(entered, here):
+def test_reviews_run_and_the_labels_that_are_dropped_are_named_with_counts(entered, here, caplog):
     reviews(here / "reviews.csv.gz")
     code, out, errors = entered("init", "reviews.csv.gz")
     assert code == 0, errors
@@ -83,11 +84,19 @@ def test_reviews_run_and_the_labels_that_are_dropped_are_named_with_counts(enter
         middle = sum(row["stars"] == "3" for row in csv.DictReader(file))
     assert dropped.split(maxsplit=1)[1] == f"3 ({middle} rows)"
     assert f"# dropped: 3 ({middle} rows)" in (here / "reviews.toml").read_text(encoding="utf-8")
+    assert not caplog.records, "it is told once"
     code, _, errors = entered("run", "reviews.toml", *RUN, "--set", f"runtime.cache={here / 'cache'}")
     assert code == 0, errors
+    told = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
+    assert told == [
+        f"dropped {middle} of 400 rows, whose labels are no class: '3' ({middle}); to keep them, map the labels with "
+        "data.options.labels"
+    ]
+    caplog.clear()
     code, out, errors = entered("data", "describe", "reviews.toml")
     assert code == 0
-    assert f"'3' ({middle})" in errors + out or f"3: {middle}" in out
+    assert f"3: {middle}" in out
+    assert not caplog.records
 
 
 def test_a_file_that_exists_is_replaced_with_force_only(entered, here):
@@ -149,3 +158,52 @@ def test_nothing_in_a_table_becomes_a_setting_or_a_command_of_the_terminal(enter
     assert "privacy" not in settings
     labels = settings["data"]["options"].get("labels", {})
     assert labels == ({} if place == "a label" else {"positive": "positive", "negative": "negative"})
+
+
+def sentences(path, words, rows=400):
+    """Reviews of few texts, of which each class has half."""
+    draw = random.Random(0)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["review", "sentiment", "shop"])
+        for number in range(rows):
+            good = number % 2
+            text = f"{words[good]} {number} {draw.choice(words[2:])}"
+            out.writerow([text, ("negative", "positive")[good], f"shop {number % 8}"])
+
+
+ENGLISH = ("this is bad and it broke", "this is good and I like it", "with the blue box", "for my kitchen")
+SPANISH = ("esto es malo y no funciona", "esto es bueno y me gusta", "con la caja azul", "para mi cocina")
+
+
+@pytest.mark.parametrize(("words", "sure"), [(ENGLISH, True), (SPANISH, False)])
+def test_minilm_is_doubted_unless_the_texts_are_surely_english(entered, here, words, sure):
+    sentences(here / "table.csv", words)
+    code, out, errors = entered("init", "table.csv")
+    assert code == 0, errors
+    text = (here / "table.toml").read_text(encoding="utf-8")
+    assert Experiment.read("table.toml").teacher.model == "minilm"
+    advice = "for other languages set teacher.model to the folder of a multilingual encoder"
+    assert (advice in out) is (advice in text) is not sure
+
+
+def test_a_proxy_set_of_the_servers_own_texts_is_named_and_the_lines_in_the_file_replace_it(entered, here):
+    sentences(here / "table.csv", ENGLISH)
+    code, out, errors = entered("init", "table.csv")
+    assert code == 0, errors
+    text = (here / "table.toml").read_text(encoding="utf-8")
+    advice = 'set proxy_from = "catalogue" under [data] and public_columns = ["text"] under [data.options]'
+    assert advice in out and advice in text
+    first = Experiment.read("table.toml")
+    assert "local" in first.controls
+    data = load(first.data)
+    assert first.data.proxy_size == len(data.proxy) < 2000, "a number that can be met"
+    told = "It repeats the server's labelled examples"
+    assert told in entered("data", "describe", "table.toml")[1]
+    lines = [line for line in text.splitlines() if not line.startswith("proxy_size")]
+    wanted = ("# proxy_from", "# proxy_size", "# public_columns")
+    changed = "\n".join(line.removeprefix("# ") if line.startswith(wanted) else line for line in lines)
+    (here / "changed.toml").write_text(changed, encoding="utf-8")
+    drawn = load(Experiment.read("changed.toml").data)
+    assert len(set(drawn.proxy.texts) & set(drawn.public.texts)) < len(drawn.proxy) / 2
+    assert told not in entered("data", "describe", "changed.toml")[1]

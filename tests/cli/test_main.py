@@ -54,6 +54,7 @@ def test_the_help_of_every_command_has_an_example(words):
 def test_the_help_names_every_command():
     shown = CliRunner().invoke(app, ["--help"])
     assert all(words[0] in shown.output for words in COMMANDS)
+    assert "Start with: fed-distill init TABLE, then data describe, run --tiny, run." in shown.output
 
 
 def mistake(answer):

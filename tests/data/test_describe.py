@@ -25,7 +25,7 @@ def test_the_text_shows_what_was_counted(data: FederatedData) -> None:
     assert ["rows", "read", f"{cleaning['rows_read']:,}"] in lines
     assert ["dropped:", "duplicate", f"{cleaning['dropped']['duplicate']:,}"] in lines
     assert ["clients", str(len(data.merchants))] in lines
-    assert ["groups", *(f"{account['groups'][part]:,}" for part in ("train", "valid", "test"))] in lines
+    assert ["groups", "of", "rows", *(f"{account['groups'][part]:,}" for part in ("train", "valid", "test"))] in lines
     exact = (data.test.labels == 0).mean()
     assert any(line[:3] == ["test", f"{len(data.test):,}", f"{exact:.1%}"] for line in lines)
     assert any(line[:1] == ["test"] and "queries," in line for line in lines)

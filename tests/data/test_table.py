@@ -9,6 +9,7 @@ import pytest
 
 from fed_distill.config import DataConfig
 from fed_distill.data import load
+from fed_distill.data.cleaning import unlabeled_rows
 from fed_distill.data.describe import render
 from fed_distill.errors import ConfigError, DataError
 
@@ -70,13 +71,15 @@ def test_groups_with_several_candidates_are_ranked(tmp_path: Path) -> None:
     assert set(data.ranking_test.examples.groups.tolist()) == set(data.test.groups.tolist())
 
 
-def test_unknown_labels_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_labels_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = graded_rows()
     rows[0]["grade"], rows[1]["grade"] = "great", ""
     data = load(config(write(rows, tmp_path / "rows.csv")))
     assert data.account["cleaning"]["dropped"]["unknown label"] == 2
-    assert "2 of 720 rows" in caplog.text
-    assert "are dropped: 'great' (1), empty (1); to keep them, map the labels with data.options.labels" in caplog.text
+    assert unlabeled_rows(data.account["cleaning"]) == (
+        "dropped 2 of 720 rows, whose labels are no class: 'great' (1), empty (1); to keep them, map the labels with "
+        "data.options.labels"
+    )
     assert data.account["cleaning"]["unknown_labels"] == {"great": 1, "": 1}
     assert re.search(r"dropped: unknown label +2 +great: 1, empty: 1", render(data.account))
 
@@ -95,7 +98,7 @@ def test_grades_that_are_numbers_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no label in column 'grade' is a class of relevance.* with labels"):
         load(config(path))
     options = {"path": str(path), "columns": COLUMNS, "labels": {"3": "excellent"}}
-    with pytest.raises(DataError, match=r"'3' of .* maps to 'excellent'; relevance has: exact, substitute"):
+    with pytest.raises(DataError, match=r"^data.options.labels: '3' of .* maps to 'excellent'; relevance has: exact"):
         load(config(path, options=options))
 
 
@@ -146,7 +149,16 @@ def test_an_unknown_column_role_is_refused(tmp_path: Path) -> None:
     [
         ("rows.csv", "", "rows.csv is empty"),
         ("rows.csv", "search term,product,grade,shop,term_id\n", "rows.csv has no rows"),
-        ("rows.csv", 'search term,product,grade,shop,term_id\n"a,b\n', r"cannot read .*rows.csv"),
+        (
+            "rows.csv",
+            'search term,product,grade,shop,term_id\n"a\n""b""",b,c,d,e\na,"two\nlines","c,d,e\nf,g,h,i,j\n',
+            "rows.csv, line 5: a quote is opened and never closed: close it",
+        ),
+        (
+            "rows.csv",
+            'search term,product,grade,shop,"term_id\na,b,c,d,e',
+            "line 1: a quote is opened and never closed",
+        ),
         (
             "rows.csv",
             "search term,product,grade,shop,term_id\na,b,c,d,e\nf,g,h,i,j,k\n",
@@ -190,9 +202,14 @@ def test_a_csv_with_a_column_that_has_no_name_is_read(mark: str, tmp_path: Path)
     assert list(more.merchants) == list(plain.merchants)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"rows.csv does not exist"):
+def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"^data.options.path: .*rows.csv does not exist: correct the path"):
         load(config(tmp_path / "rows.csv"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as missing:
+        load(config(Path("rows.csv")))
+    told = f"data.options.path: rows.csv does not exist in {Path.cwd()}, where the command was started"
+    assert str(missing.value).startswith(told)
     with pytest.raises(DataError, match=r"is not a file"):
         load(config(tmp_path))
 
@@ -331,7 +348,7 @@ def test_histories_of_a_table_are_private(tmp_path: Path) -> None:
             ConfigError,
             r"but public_columns = \['pair'\]: set data.options.public_col",
         ),
-        ({"catalogue": "missing.csv"}, DataError, r"missing.csv does not exist"),
+        ({"catalogue": "missing.csv"}, DataError, r"data.options.catalogue: .*missing.csv does not exist"),
         (
             {"catalogue": "rows.csv", "public_columns": ["pair"]},
             ConfigError,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import httpx
 import pytest
 
+from fed_distill.reporting.store import EXPERIMENT
 from fed_distill.serving.service_files import write_serve_file
 from tests.serving.processes import answer_of, served
 from tests.serving.services import TITLES
@@ -96,13 +98,40 @@ def test_a_stop_lets_a_request_in_progress_finish(exported):
         assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_the_last_line_of_the_log(exported, tmp_path, workers, number):
+    folder = tmp_path / "service"
+    write_serve_file(folder, exported("two-tower")[1])
+    path = folder / "serve.toml"
+    path.write_text(path.read_text().replace("port = 8080", f"port = 8080\nworkers = {workers}"))
+    with served(folder, "--port", "0", "--logs", "json") as service:
+        service.process.send_signal(number)
+        assert service.process.wait(60) == 0
+    assert json.loads(service.lines[-1])["message"] == "stopped"
+    assert sum("stopped" in line for line in service.lines) == 1
+
+
 def test_mistakes_are_one_line_and_exit_2(exported, tmp_path):
-    export = exported("two-tower")[1]
+    trained, export = exported("two-tower")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / EXPERIMENT).write_text('name = "run"\n', encoding="utf-8")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(export, damaged)
+    for graph in damaged.rglob("*.onnx"):  # the port is told of before the student is loaded
+        graph.unlink()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, problem in (
-            ([str(tmp_path / "none")], "has neither serve.toml nor export.json"),
-            ([str(export), "--port", port], "cannot listen on 127.0.0.1"),
+            ([str(tmp_path)], f"{tmp_path} has neither serve.toml nor export.json"),
+            ([str(tmp_path / "none")], f"{tmp_path / 'none'} does not exist"),
+            ([str(trained)], f"{trained} is a trained student: export it first: fed-distill export {trained} --to"),
+            ([str(run)], f"{run} is a run: export it first: fed-distill export {run} --to exported"),
+            (
+                [str(damaged), "--port", port],
+                f"error: port {port} is in use: choose another with --port (service.port in serve.toml)\n",
+            ),
             ([str(tmp_path), "--init"], "add --student"),
         ):
             command = [sys.executable, "-m", "fed_distill.cli.main", "serve", *arguments]

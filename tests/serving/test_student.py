@@ -207,7 +207,7 @@ def test_a_call_that_does_not_fit_says_what_to_change(student, call, message):
 
 
 def test_a_student_of_another_task_says_what_to_use(clicks):
-    with pytest.raises(DataError, match="'recommend' has no gains to rank by: use recommend"):
+    with pytest.raises(DataError, match=r"'recommend' has no gains to rank by: use recommend\(\)"):
         clicks.rank("a", ["b"])
     with pytest.raises(DataError, match="history is empty: pass the titles of the last clicks"):
         clicks.recommend([], ["b"])
