@@ -171,7 +171,7 @@ def test_a_real_federation_whose_name_was_lost_is_not_gone_on_from(tiny_experime
 
 
 def test_a_run_is_not_gone_on_from_with_other_data(tiny_experiment, simulate, tmp_path):
-    """A table that was edited between stop and resumption would mix results of two data sets; a copy put back goes on."""
+    """A table that was edited in between would mix results of two data sets; the old table put back goes on."""
     path = tmp_path / "grades.csv"
     rows = [
         f"hub {row % 7} {merchant},usb hub {row},{('exact', 'irrelevant')[row % 2]},shop {merchant}"
