@@ -76,8 +76,8 @@ class MLflowTracking(Callback):
             )
         if wrong := next((name for name in prefixes if name in (".", "..") or len(name) > _LONGEST), None):
             raise ConfigError(
-                f"callback 'mlflow': MLflow allows no metrics of a federation that is called {wrong!r}: give it another "
-                f"label, of at most {_LONGEST} characters"
+                f"callback 'mlflow': MLflow allows no metrics of a federation that is called {wrong!r}: give it "
+                f"another label, of at most {_LONGEST} characters"
             )
         with self._reported():
             self._client = self._mlflow.MlflowClient()
@@ -161,8 +161,9 @@ class MLflowTracking(Callback):
         try:
             yield
         except (self._error, ImportError) as error:  # the latter where a local database lacks its packages
+            told = without_secrets(str(error), self._uri)
             raise ConfigError(
-                f"callback 'mlflow' cannot log to {self._place}: {without_secrets(str(error), self._uri)}: correct MLFLOW_TRACKING_URI and continue with "
+                f"callback 'mlflow' cannot log to {self._place}: {told}: correct MLFLOW_TRACKING_URI and continue with "
                 "--resume, or remove mlflow from runtime.callbacks"
             ) from error
 
