@@ -22,6 +22,8 @@ HubFile = Annotated[str, Field(pattern=f"^{HUB}")]
 """Address of a file on the hub."""
 FORM = "hf://datasets/OWNER/NAME/FILE, or hf://datasets/OWNER/NAME@REVISION/FILE"
 _ADDRESS = re.compile(r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>[^*?\[\]]+)")
+_SEGMENT = frozenset({"", ".", ".."})
+"""Segments that no path in a repository has."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -55,7 +57,8 @@ def _download(address: str) -> Path:
         RevisionNotFoundError,
     )
 
-    if not (parts := _ADDRESS.fullmatch(address)):
+    parts = _ADDRESS.fullmatch(address)
+    if not parts or not _SEGMENT.isdisjoint(parts["file"].split("/")) or not address.isprintable():
         raise DataError(f"{address} is not the address of one file: use {FORM}")
     repository, revision, file = parts["repository"], parts["revision"], parts["file"]
     where = f"{address}: the hub"

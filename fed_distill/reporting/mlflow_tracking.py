@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -29,6 +30,8 @@ RESULTS = ("accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10", "recall@20", "qin
 """Results of a control or federation that are logged at the end, where the task has them."""
 _BATCH = 100
 """Parameters in one request: MLflow's limit."""
+_LONGEST = 150
+"""Maximum length of a federation's name, with room for a seed and a metric in MLflow's 250 characters."""
 _NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")
 
 
@@ -52,6 +55,7 @@ class MLflowTracking(Callback):
                 "or remove it from runtime.callbacks"
             ) from error
         self._uri = self._mlflow.get_tracking_uri()
+        self._place = without_secrets(self._uri, self._uri)
         self._client: Any = None
         self._run = ""
         self._logged: dict[tuple[str, int], int] = {}
@@ -60,7 +64,8 @@ class MLflowTracking(Callback):
     def on_start(self, experiment: Experiment, folder: Path) -> None:
         """Start or continue the MLflow run.
 
-        :raises ConfigError: MLflow cannot be reached, or two federations would have the same metrics
+        :raises ConfigError: MLflow cannot be reached, two federations would have the same metrics, or MLflow does not
+            allow the name of one
         :raises CheckpointError: MLflow does not have the run that is to be continued
         """
         prefixes = [_key(name) for name in experiment.arms()]
@@ -68,6 +73,11 @@ class MLflowTracking(Callback):
             raise ConfigError(
                 f"callback 'mlflow': two federations are called {double!r} in MLflow, whose names have letters, "
                 "digits and ./:_- only: give one of them another label"
+            )
+        if wrong := next((name for name in prefixes if name in (".", "..") or len(name) > _LONGEST), None):
+            raise ConfigError(
+                f"callback 'mlflow': MLflow allows no metrics of a federation that is called {wrong!r}: give it "
+                f"another label, of at most {_LONGEST} characters"
             )
         with self._reported():
             self._client = self._mlflow.MlflowClient()
@@ -124,7 +134,7 @@ class MLflowTracking(Callback):
         for first in range(0, len(found), _BATCH):
             self._client.log_batch(run.info.run_id, params=found[first : first + _BATCH])
         self._client.log_artifact(run.info.run_id, str(folder / EXPERIMENT))
-        write_atomic(folder / FILE, json.dumps({"run_id": run.info.run_id, "tracking_uri": self._uri}) + "\n")
+        write_atomic(folder / FILE, json.dumps({"run_id": run.info.run_id, "tracking_uri": self._place}) + "\n")
         self._run = run.info.run_id
 
     def _continue(self, path: Path) -> None:
@@ -135,7 +145,7 @@ class MLflowTracking(Callback):
             if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise CheckpointError(
-                f"{path}: MLflow at {self._uri} has no run {stored['run_id']}, which was logged to "
+                f"{path}: MLflow at {self._place} has no run {stored['run_id']}, which was logged to "
                 f"{stored['tracking_uri']}: set MLFLOW_TRACKING_URI to that, or delete the file to start another one"
             ) from error
         self._run = stored["run_id"]
@@ -151,8 +161,9 @@ class MLflowTracking(Callback):
         try:
             yield
         except (self._error, ImportError) as error:  # the latter where a local database lacks its packages
+            told = without_secrets(str(error), self._uri)
             raise ConfigError(
-                f"callback 'mlflow' cannot log to {self._uri}: {error}: correct MLFLOW_TRACKING_URI and continue with "
+                f"callback 'mlflow' cannot log to {self._place}: {told}: correct MLFLOW_TRACKING_URI and continue with "
                 "--resume, or remove mlflow from runtime.callbacks"
             ) from error
 
@@ -168,6 +179,16 @@ def parameters(table: BaseModel, prefix: str = "") -> dict[str, str]:
         else:
             found[prefix + name] = plain[name] if isinstance(plain[name], str) else json.dumps(plain[name])
     return found
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """Return ``text`` without what can be secret in ``uri``: name and password of the user, and the query."""
+    parts = urlsplit(uri)
+    user, at, _ = parts.netloc.rpartition("@")
+    shown = text.replace(user + at, "") if at else text
+    for secret in filter(None, (parts.query, parts.password)):
+        shown = shown.replace(secret, "***")
+    return shown
 
 
 def _key(name: str) -> str:

@@ -25,6 +25,9 @@ COLUMNS = (
 )  # fmt: skip
 """Columns without a dot in the tables of results, in addition to the axes."""
 
+SHOWN = ("metric", "cells", "AUC", "in AUC", "attack AUC", "sent", "in all", "time")
+"""Further columns of the text table (``table.summary_cells``) whose titles an axis could have."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -68,7 +71,7 @@ class Axis(SweepTable):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if self.name in COLUMNS or self.name.endswith("_interval"):
+        if self.name in (*COLUMNS, *SHOWN) or self.name.endswith("_interval"):
             raise ValueError(f"axis {self.name!r}: the results have a column of this name: choose another name")
         labels = [choice.label for choice in self.choices]
         twice = [label for label in labels if labels.count(label) > 1]

@@ -138,7 +138,15 @@ def test_without_a_network_the_remedies_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "address",
-    ["hf://acme/grades/train.csv", "hf://datasets/acme/train.csv", "hf://datasets/acme/grades/*.parquet", "hf://"],
+    [
+        "hf://acme/grades/train.csv",
+        "hf://datasets/acme/train.csv",
+        "hf://datasets/acme/grades/*.parquet",
+        "hf://",
+        "hf://datasets/acme/grades/../../x.csv",
+        "hf://datasets/acme/grades/./x.csv",
+        "hf://datasets/acme/grades//etc/passwd",
+    ],
 )
 def test_an_address_has_one_form(address):
     with pytest.raises(DataError, match=r"is not the address of one file: use hf://datasets/OWNER/NAME/FILE"):

@@ -155,6 +155,35 @@ def test_a_store_that_cannot_be_reached_is_named(folder, monkeypatch):
         MLflowTracking().on_start(Experiment(name="trial"), folder)
 
 
+SECRET = "http://anna:pa55word@127.0.0.1:9/?token=s3cret"
+
+
+def test_passwords_of_the_store_are_not_shown(folder, monkeypatch):
+    """Its address may have a user's password, as that of a database does."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SECRET)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"cannot log to http://127\.0\.0\.1:9/\?\*\*\*: ") as found:
+        MLflowTracking().on_start(Experiment(name="trial"), folder)
+    assert not [secret for secret in ("anna", "pa55word", "s3cret") if secret in str(found.value)]
+
+
+def test_passwords_of_the_store_are_not_kept(client, folder, tmp_path, monkeypatch):
+    """A run's folder is given to others; it says where the MLflow run is, without the password."""
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{store}?timeout=5")
+    MLflowTracking().on_start(Experiment(name="trial"), folder)
+    assert json.loads((folder / FILE).read_text())["tracking_uri"] == f"{store}?***"
+    MLflowTracking().on_start(Experiment(name="trial"), folder)
+    assert only_run(client).info.run_name == "trial"
+
+
+@pytest.mark.parametrize("label", [".", "..", "x" * 200])
+def test_a_label_that_mlflow_does_not_allow_is_refused_before_training(client, folder, label):
+    experiment = Experiment.parse({"federation": {"method": "fedmd", "label": label}})
+    with pytest.raises(ConfigError, match="MLflow allows no metrics of a federation that is called"):
+        MLflowTracking().on_start(experiment, folder)
+
+
 def test_without_mlflow_the_user_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError, match=r"pip install fed-distill\[mlflow\]"):
