@@ -66,6 +66,8 @@ def write(frame: DataFrame, cache: Path) -> Path:
         pq.write_table(table, content)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"the data frame cannot be stored: {error}") from error
+    if not table.num_rows:
+        raise DataError("the data frame has no rows")
     names = table.column_names
     if double := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"the data frame has {names.count(double)} columns {double!r}: rename all but one")

@@ -8,6 +8,7 @@ passed to ``run``; all of its methods are optional.
 import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -106,9 +107,10 @@ class CallbackList(Callback):
             callback.on_end(summary)
 
     def close(self) -> None:
-        """Close all callbacks in reverse order."""
-        for callback in reversed(self.callbacks):
-            callback.close()
+        """Close all callbacks in reverse order, also those after one that fails."""
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.callback(callback.close)
 
     def __enter__(self) -> Self:
         return self

@@ -95,6 +95,8 @@ def test_a_frame_that_cannot_be_stored_says_why(tmp_path):
     mixed = pd.DataFrame({"query": ["a", 1, {"b": 2}]}, dtype=object)
     with pytest.raises(DataError, match="the data frame cannot be stored: "):
         write(mixed, tmp_path)
+    with pytest.raises(DataError, match="the data frame has no rows"):
+        write(mixed.iloc[:0], tmp_path)
 
 
 def test_what_is_no_frame_and_what_contradicts_one_is_named(tmp_path):

@@ -108,6 +108,17 @@ def test_callbacks_are_closed_when_the_run_fails():
     assert recorder.told == [("recorder", "close")]
 
 
+def test_callbacks_are_closed_after_one_that_cannot_be():
+    class Unreachable(Callback):
+        def close(self):
+            raise ConfigError("no server")
+
+    recorder = Recorder()
+    with pytest.raises(ConfigError, match="no server"), CallbackList([recorder, Unreachable()]):
+        pass
+    assert recorder.told == [("recorder", "close")]
+
+
 def test_built_in_and_own_callbacks_are_found_by_name(own_module):
     names = ["progress", "tensorboard", "my_callbacks:Recorder"]
     assert [type(callback) for callback in CallbackList.from_names(names).callbacks] == [
