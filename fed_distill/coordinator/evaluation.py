@@ -12,6 +12,7 @@ from fed_distill.evaluation.campaigns import qini_of, trial_of
 from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
 from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
 from fed_distill.evaluation.recommenders import Recommender, as_probabilities
+from fed_distill.evaluation.resampling import Resampled, macro_f1_of, mean_of, qini_of_trial, resampled
 from fed_distill.evaluation.uplift import Trial
 from fed_distill.models import TextModel
 from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
@@ -69,12 +70,34 @@ class Evaluator:
 
     def public_score(self, student: TextModel) -> float:
         """Return macro-F1 on the server's own validation examples, which is independent of merchants' data."""
-        examples = self._data.public_valid
-        probabilities = predict_prepared(student, self._prepare(student, "public validation", examples)).numpy()
-        value = classification(probabilities, examples.labels, self._data.task)["macro_f1"]
+        value = self._on_public(student)[0]["macro_f1"]
         if value is None:
             raise DataError("the public validation set gives no macro-F1: increase data.valid_share")
         return value
+
+    def validation_resampled(self, student: TextModel) -> Resampled:
+        """Return ``validation_score``, and its values on resamples of the queries, customers or examples."""
+        examples = self._data.valid
+        measured, by_query = self._measure(student, "valid", examples, self._data.ranking_valid)
+        self.score(measured)
+        if self._data.task.gains is not None:
+            return resampled(mean_of(by_query), range(len(by_query)))
+        probabilities = predict_prepared(student, self._prepare(student, "valid", examples)).numpy()
+        if self._data.task.of_campaigns:
+            trial = self._trial("valid", examples)
+            return resampled(qini_of_trial(probabilities, trial), trial.customers)
+        return resampled(macro_f1_of(probabilities, examples.labels), range(len(examples)))
+
+    def public_resampled(self, student: TextModel) -> Resampled:
+        """Return ``public_score``, and its values on resamples of the examples."""
+        self.public_score(student)
+        labels = self._data.public_valid.labels
+        return resampled(macro_f1_of(self._on_public(student)[1], labels), range(len(labels)))
+
+    def _on_public(self, student: TextModel) -> tuple[Metrics, npt.NDArray[np.float32]]:
+        examples = self._data.public_valid
+        probabilities = predict_prepared(student, self._prepare(student, "public validation", examples)).numpy()
+        return classification(probabilities, examples.labels, self._data.task), probabilities
 
     def test_probabilities(self, student: TextModel) -> Tensor:
         """Return class probabilities on the common test set ``[test, classes]``."""

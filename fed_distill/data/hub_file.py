@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote
 
 from pydantic import Field
 
@@ -21,7 +22,11 @@ HUB = "hf://"
 HubFile = Annotated[str, Field(pattern=f"^{HUB}")]
 """Address of a file on the hub."""
 FORM = "hf://datasets/OWNER/NAME/FILE, or hf://datasets/OWNER/NAME@REVISION/FILE"
-_ADDRESS = re.compile(r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>[^*?\[\]]+)")
+_ADDRESS = re.compile(
+    r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)"
+    r"(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?/(?P<file>[^*?\[\]]+)"
+)
+"""As `HfFileSystem` reads it: a slash in a revision's name is ``%2F``, but for the hub's own ``refs/``."""
 _SEGMENT = frozenset({"", ".", ".."})
 """Segments that no path in a repository has."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -60,14 +65,15 @@ def _download(address: str) -> Path:
     parts = _ADDRESS.fullmatch(address)
     if not parts or not _SEGMENT.isdisjoint(parts["file"].split("/")) or not address.isprintable():
         raise DataError(f"{address} is not the address of one file: use {FORM}")
-    repository, revision, file = parts["repository"], parts["revision"], parts["file"]
+    repository, file = parts["repository"], parts["file"]
+    revision = None if parts["revision"] is None else unquote(parts["revision"])
     where = f"{address}: the hub"
     try:
         copy = Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
     except LocalEntryNotFoundError as error:
         raise DataError(
             f"{address} is not in the Hugging Face cache, and the hub cannot be reached: unset HF_HUB_OFFLINE if it is "
-            "set, connect to a network, or download the file elsewhere and set data.options.path to its path"
+            "set, connect to a network, or download the file elsewhere and name its path instead"
         ) from error
     except GatedRepoError as error:
         raise DataError(

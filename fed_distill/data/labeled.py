@@ -25,7 +25,7 @@ class CatalogueFile:
     texts: first texts such as queries, or None for recommend. pairs: second texts, or None for tasks with one text.
     """
 
-    path: Path
+    path: Path | str
     texts: tuple[str, ...] | None
     pairs: tuple[str, ...] | None
 

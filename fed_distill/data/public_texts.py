@@ -66,7 +66,7 @@ class PublicTexts:
 
     texts: Texts | None
     pairs: Texts | None
-    file: Path | None = None
+    file: Path | str | None = None
 
 
 @runtime_checkable

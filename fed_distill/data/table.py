@@ -62,7 +62,8 @@ class Table:
 
     path: a .csv, .tsv, .txt, .parquet, .jsonl or .json (one object per line) file; all but .parquet may be compressed
     (.csv.gz), and columns may be separated by comma, semicolon, tab or vertical bar. It may be in a data set on the
-    Hugging Face hub: hf://datasets/OWNER/NAME@REVISION/FILE, or the newest one without @REVISION. encoding: of a file
+    Hugging Face hub: hf://datasets/OWNER/NAME@REVISION/FILE, or the newest one without @REVISION; so may catalogue.
+    encoding: of a file
     that is in neither UTF-8 nor UTF-16, such as windows-1252. columns: column names by role, see `Columns`. labels:
     class name of each label in the file; rows with other labels are dropped. ranking_queries: maximum number of queries
     in the ranking view. For data.proxy_from = "catalogue", one of: public_columns: roles (``text``, ``pair``) whose
@@ -75,7 +76,7 @@ class Table:
     columns: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     ranking_queries: Annotated[int, Field(ge=1)] = 2000
-    catalogue: Path | None = None
+    catalogue: Path | HubFile | None = None
     catalogue_columns: dict[str, str] = field(default_factory=dict)
     public_columns: tuple[Literal["text", "pair"], ...] = ()
     encoding: str = ""
@@ -178,7 +179,8 @@ class Table:
         if config.proxy_domains:
             raise ConfigError("data.proxy_domains: a catalogue file has no domains; remove them, or use public_columns")
         named = {role: self.catalogue_columns.get(role, getattr(self.named, role)) for role in required}
-        columns = read_columns(self.catalogue, list(named.values()), "data.options.catalogue_columns", self.encoding)
+        with local_file(self.catalogue) as path:
+            columns = read_columns(path, list(named.values()), "data.options.catalogue_columns", self.encoding)
         found: dict[str, tuple[str, ...]] = {}
         for role, name in named.items():
             texts = texts_of(self.catalogue, columns, name)

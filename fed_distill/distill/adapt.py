@@ -1,13 +1,15 @@
 """Domain-adaptive distillation of one student: fine-tune, distil from the teacher, fine-tune again.
 
-Each stage is evaluated on validation data and undone unless it improves the score; on other data it may still be worse.
-The caller provides training and evaluation.
+Each stage is evaluated on validation data and undone unless the score rises by more than its standard error (the "one
+standard error" rule; Breiman et al. 1984, "Classification and regression trees", section 3.4.3): a smaller rise is
+likely chance, and costs on other data as often as it helps. The caller provides training and evaluation.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fed_distill.distill.losses import hard_labels
+from fed_distill.evaluation.resampling import Resampled
 from fed_distill.models.weights import Weights
 from fed_distill.training.plan import Phase, Plan
 
@@ -57,21 +59,20 @@ def adapt(
     weights: Weights,
     stages: list[AdaptationStage],
     train: Callable[[Weights, AdaptationStage], Weights],
-    validate: Callable[[Weights], float],
+    validate: Callable[[Weights], Resampled],
 ) -> Adapted:
-    """Run the stages in order; keep a result only if it improves ``validate`` (higher is better).
-
-    A stage that leaves the score as it was is undone: where the score is saturated, it says nothing about other damage.
-    """
+    """Run the stages in order; keep a result only if it improves ``validate`` (higher is better) clearly."""
     score = validate(weights)
     notes = []
     for stage in stages:
         candidate = train(weights, stage)
         reached = validate(candidate)
-        change = f"validation {score:.4f} -> {reached:.4f}"
-        if reached > score:
-            notes.append(f"{stage.title}: {change}, kept")
+        change = f"{stage.title}: validation {score.value:.4f} -> {reached.value:.4f}"
+        if not reached.value > score.value:
+            notes.append(f"{change}, undone (no improvement)")
+        elif reached.value - score.value > (error := reached.standard_error(score)):
+            notes.append(f"{change}, kept")
             weights, score = candidate, reached
         else:
-            notes.append(f"{stage.title}: {change}, undone (no improvement)")
+            notes.append(f"{change}, undone (within the standard error, {error:.4f})")
     return Adapted(weights, tuple(notes))

@@ -2,6 +2,7 @@
 
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.distill.adapt import AdaptationStage, Adapted, adapt, domain_stages
+from fed_distill.evaluation.resampling import Resampled
 from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.models.weights import Weights
@@ -30,11 +31,11 @@ def adapted_to_domain(factory: StudentFactory, evaluator: Evaluator, arm: str, w
                 current = factory.server.train(prepared, current, part.plan, (seed, *purpose), optimizer, factory.step)
         return current
 
-    def validate(current: Weights) -> float:
+    def validate(current: Weights) -> Resampled:
         student.load_state_dict(dict(current))
         if experiment.protects(arm):
-            return evaluator.public_score(student)
-        return evaluator.validation_score(student)
+            return evaluator.public_resampled(student)
+        return evaluator.validation_resampled(student)
 
     adapted = adapt(weights, stages, train, validate)
     for note in adapted.notes:

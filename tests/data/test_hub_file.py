@@ -18,6 +18,8 @@ from fed_distill.errors import DataError
 from fed_distill.experiment.absolute import absolute
 
 COMMIT, OLDER = "a" * 40, "b" * 40
+CONVERTED = "refs%2Fconvert%2Fparquet"
+"""How the client writes the branch with a slash in an address; the hub converts every data set to Parquet there."""
 GRADES = ("exact", "substitute", "complement", "irrelevant")
 COLUMNS = {"text": "query", "pair": "title", "label": "grade", "merchant": "shop"}
 LOAD = """
@@ -29,11 +31,13 @@ from fed_distill.errors import DataError
 logging.basicConfig(level="WARNING")
 found = {}
 for address in sys.argv[2:]:
-    options = {"path": address, "columns": json.loads(sys.argv[1])}
-    config = DataConfig(dataset="table", min_rows=20, proxy_size=30, options=options)
+    options = {"path": address, **json.loads(sys.argv[1])}
+    proxy_from = "catalogue" if "catalogue" in options else "public"
+    config = DataConfig(dataset="table", min_rows=20, proxy_size=30, proxy_from=proxy_from, options=options)
     try:
         data = load(config)
-        found[address] = [data.account["cleaning"]["rows_kept"], sorted(data.test.texts)]
+        texts = data.test.texts if proxy_from == "public" else data.proxy.texts
+        found[address] = [data.account["cleaning"]["rows_kept"], sorted(texts)]
     except DataError as error:
         found[address] = str(error)
 print(json.dumps(found))
@@ -58,7 +62,7 @@ def hub(tmp_path):
     rows("old").to_csv(tmp_path / "old.csv", index=False)
     new, old = (tmp_path / "new.parquet").read_bytes(), (tmp_path / "old.csv").read_bytes()
     place = "/datasets/acme/grades/resolve"
-    files = {f"{place}/{revision}/data/train.parquet": (COMMIT, new) for revision in ("main", COMMIT)}
+    files = {f"{place}/{revision}/data/train.parquet": (COMMIT, new) for revision in ("main", COMMIT, CONVERTED)}
     files[f"{place}/{OLDER}/train.csv"] = (OLDER, old)
 
     class Handler(BaseHTTPRequestHandler):
@@ -69,7 +73,7 @@ def hub(tmp_path):
             self.wfile.write(self.answer())
 
         def answer(self):
-            revisions = tuple(f"{place}/{one}/" for one in ("main", COMMIT, OLDER))
+            revisions = tuple(f"{place}/{one}/" for one in ("main", COMMIT, OLDER, CONVERTED))
             commit, content = files.get(self.path, ("", b""))
             self.send_response(200 if content else 404)
             if content:
@@ -94,10 +98,10 @@ def hub(tmp_path):
     server.server_close()
 
 
-def loaded(home, *addresses, columns=COLUMNS, **environment):
+def loaded(home, *addresses, columns=COLUMNS, options=(), **environment):
     """Load tables in a process with a Hugging Face cache of its own; give the outcome of each, and what was logged."""
     given = {**os.environ, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    command = [sys.executable, "-c", LOAD, json.dumps(columns), *addresses]
+    command = [sys.executable, "-c", LOAD, json.dumps({"columns": columns, **dict(options)}), *addresses]
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
     return json.loads(done.stdout), done.stderr
 
@@ -126,6 +130,26 @@ def test_files_of_the_hub_are_read_at_their_revision_and_kept(hub, tmp_path):
     assert again == {one: found[one] for one in (newest, older)}
     wrong, _ = loaded(tmp_path / "home", pinned, columns={**COLUMNS, "text": "words"}, HF_HUB_OFFLINE="1")
     assert wrong[pinned].startswith(f"{pinned} has no column 'words'; it has: query, title, grade, shop")
+
+
+@pytest.mark.parametrize("revision", [CONVERTED, "refs/convert/parquet"])
+def test_a_branch_of_the_hub_has_a_slash(hub, tmp_path, revision):
+    online = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    address = f"hf://datasets/acme/grades@{revision}/data/train.parquet"
+    found, log = loaded(tmp_path / "home", address, **online)
+    assert found[address][0] == 480
+    assert f"this run reads hf://datasets/acme/grades@{COMMIT}/data/train.parquet" in log
+
+
+def test_a_catalogue_may_be_on_the_hub(hub, tmp_path):
+    online = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    address, table = f"hf://datasets/acme/grades@{OLDER}/train.csv", tmp_path / "new.parquet"
+    found, _ = loaded(tmp_path / "home", str(table), options={"catalogue": address}, **online)
+    assert {text.split()[0] for text in found[str(table)][1]} == {"old"}
+
+    missing = f"hf://datasets/acme/grades@{OLDER}/texts.csv"
+    found, _ = loaded(tmp_path / "home", str(table), options={"catalogue": missing}, **online)
+    assert found[str(table)].startswith(f"{missing}: the hub has no file 'texts.csv'")
 
 
 def test_without_a_network_the_remedies_are_named(tmp_path):

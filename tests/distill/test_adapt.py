@@ -1,10 +1,12 @@
-"""Domain adaptation: three stages, each kept only if it improves the student on validation."""
+"""Domain adaptation: three stages, each kept only if it clearly improves the student on validation."""
 
+import numpy as np
 import pytest
 import torch
 
 from fed_distill.distill.adapt import AdaptationStage, Part, adapt, domain_stages
 from fed_distill.distill.losses import soft_labels
+from fed_distill.evaluation.resampling import mean_of, resampled
 from fed_distill.training.plan import Phase, Plan
 
 LABELS = torch.full((2, 3), 1 / 3)
@@ -32,8 +34,14 @@ def test_gradual_unfreezing_frees_the_last_layer_first_in_the_same_time():
     assert [set(part.frozen) for part in between.parts] == [set()]
 
 
+def validation(score):
+    """A score that is the same on all queries, so that differences have no standard error."""
+    return resampled(mean_of([score] * 4), range(4))
+
+
 def run(scores):
-    """Adapt through stages after which validation says ``scores``; the weights count the stages that were kept."""
+    """Adapt through stages after which validation gives ``scores``; the weights count the stages that were kept."""
+    scores = [validation(score) if isinstance(score, float) else score for score in scores]
     stages = [AdaptationStage(f"stage {number}", (Part(Plan()),)) for number in range(1, len(scores))]
     reached = {(): scores[0]}
     trained = []
@@ -67,6 +75,21 @@ def test_a_stage_that_harms_is_undone_and_the_next_starts_from_before_it():
     assert list(result.weights) == ["stage 1", "stage 3"]
     assert result.notes[1] == "stage 2: validation 0.6000 -> 0.4000, undone (no improvement)"
     assert trained[2] == (("stage 1",), "stage 3")
+
+
+@pytest.mark.parametrize(("gains", "kept"), [((0.2, 0.2, 0.2, 0.2), True), ((0.4, 0.4, -0.2, -0.2), False)])
+def test_a_rise_that_queries_do_not_agree_on_is_undone(gains, kept):
+    before = np.array([0.1, 0.3, 0.5, 0.7])
+    first, second = (resampled(mean_of(values), range(4)) for values in (before, before + gains))
+    result, _ = run([first, second])
+    assert bool(result.weights) == kept
+    # the standard deviation of the gains, 0.3, of four queries; the bootstrap's is of 200 draws
+    error = 0.0 if kept else 0.15
+    assert second.standard_error(first) == pytest.approx(error, abs=0.02)
+    if not kept:
+        assert result.notes[0].startswith(
+            "stage 1: validation 0.4000 -> 0.5000, undone (within the standard error, 0.1"
+        )
 
 
 def test_a_student_that_only_gets_worse_stays_as_it_was():
