@@ -47,7 +47,7 @@ class TrainingError(FedDistillError):
 
 
 class TooFewAnswers(TrainingError):
-    """Too few merchants took part in a round, and asked again more may: sites were away, late, or at rest.
+    """Too few merchants took part in a round: sites were offline, late or outside their hours. A retry may help.
 
     Remedy: Wait until more sites are online and resume the run, or lower ``federation.minimum_share`` or raise
     ``federation.deadline``.

@@ -4,6 +4,7 @@ A user's mistake gives one message and exit code 2, never a traceback. Slow impo
 ``--help`` is fast.
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,8 +84,13 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Run an experiment in this process and write its report."""
+    """Run an experiment in this process and write its report.
+
+    A run whose folder exists is refused without --resume; a tiny one gets a number: NAME-tiny-2.
+    """
     experiment = _experiment(file, settings, name, resume, tiny)
+    if tiny and name is None and not resume:
+        experiment = _under_free_name(experiment)
     _announce(experiment)
     from fed_distill.experiment.simulation import run as simulate
     from fed_distill.reporting.terminal import show
@@ -278,6 +284,14 @@ def _experiment(
     experiment = Experiment.read(file, {**chosen, **named, **resumed})
     check_names(experiment)
     return experiment.tiny(leaf_keys(chosen)) if tiny else experiment
+
+
+def _under_free_name(experiment: "Experiment") -> "Experiment":
+    """Number the experiment if a run of its name exists, so that a file can be tested again and again."""
+    numbered = (f"{experiment.name}-{number}" for number in itertools.count(2))
+    names = itertools.chain([experiment.name], numbered)
+    free = next(name for name in names if not (experiment.runtime.folder / name).exists())
+    return experiment.with_changes({"name": free})
 
 
 def _announce(experiment: "Experiment") -> None:

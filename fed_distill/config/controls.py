@@ -10,7 +10,7 @@ MEANINGS: Mapping[Control, str] = {
     "local": "server, trained further by each merchant alone: what a merchant gains without others",
     "pooled": "server, trained further on everybody's data in one place: what moving the data would give",
     "fedavg": "federated averaging from student, without a teacher anywhere: what federation adds",
-    "oracle-proxy": "student, with the true labels of the proxy set too: the ceiling of methods on soft labels",
+    "oracle-proxy": "student, with the true labels of the proxy set too: about what soft labels of it can reach",
     "popularity": "recommends what is bought most, without training, from everybody's data",
     "repeat": "recommends what the customer bought before, then by popularity, from everybody's data",
     "item-knn": "recommends what is bought with what the customer bought, without training, from everybody's data",

@@ -14,11 +14,12 @@ GLOSSARY = {
     "Server alone": "A control: the student trained on the server's labels and the teacher's soft labels, without any "
     "merchant. What it is above labels only is what the teacher adds.",
     "Each merchant alone": "A control: every merchant trains the server's student further on its own data only.",
-    "All data pooled": "A control: the data of all merchants in one place, which federation avoids. The ceiling.",
+    "All data pooled": "A control: the data of all merchants in one place, which federation avoids. About what "
+    "federation could reach.",
     "FedAvg, no teacher": "A control: plain federated learning from the student of labels only. No teacher had a part "
     "in it.",
     "True labels on the proxy set": "A control: the server's student with the true labels of the proxy set in place of "
-    "soft labels. No method that sends soft labels on that proxy set can be expected above it.",
+    "soft labels: about what methods that send soft labels of that proxy set can reach.",
     "nDCG@10": "How well the best ten results of a search are ordered, from 0 to 1: exact matches first score highest.",
     "MRR@10": "One divided by the place of the first exact match among the ten best results, averaged over searches.",
     "AUC": "The chance that a truly positive example is scored above one that is not; 0.5 is guessing, 1 is perfect.",

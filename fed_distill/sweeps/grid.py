@@ -22,7 +22,9 @@ from fed_distill.sweeps.variation import varied
 class Attacks(SweepTable):
     """Attacks on the finished runs of cells, see ``fed-distill audit``; each costs several runs."""
 
-    seeds: Annotated[int, Field(ge=1)] = Field(1, description="cells of so many seeds are attacked, from the first on")
+    seeds: Annotated[int, Field(ge=1)] = Field(
+        1, description="number of seeds whose cells are attacked, starting with the first"
+    )
     shadows: Annotated[int, Field(ge=4, multiple_of=2)] = Field(16, description="shadow students of the strongest")
     canaries: Annotated[int, Field(ge=20)] = Field(400, description="canaries put into the largest merchant's data")
 
@@ -52,7 +54,7 @@ class Study(SweepTable):
     )
 
     baseline: tuple[str, str] | None = Field(
-        None, description="[axis, label]: what the other labels of that axis are worth over this one is in the tables"
+        None, description="[axis, label]: the tables show the difference of the axis's other labels to this one"
     )
 
     @model_validator(mode="before")

@@ -20,7 +20,7 @@ student."""
 
 
 class RowTuning(SweepTable):
-    """Equally many trials for every row, scored on validation examples; the best settings are those of its cells."""
+    """Tune every row with the same number of trials, scored on validation examples; its cells use the best settings."""
 
     axis: str = Field(description="the axis whose values are tuned; of other axes, trials have the first value")
     trials: Annotated[int, Field(ge=2)] = Field(
@@ -44,7 +44,7 @@ class RowTuning(SweepTable):
         None, description="data.seed of the trials; none: the first after those of the cells"
     )
     objective: Metric | None = Field(
-        None, description="what is raised, on validation examples; none for the task's headline metric"
+        None, description="the metric to maximize, on validation examples; by default the task's headline metric"
     )
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ class Tuning(SweepTable):
     trials: PositiveInt = Field(30, description="settings tried in all, those of earlier commands included")
     seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="seeds of each trial, whose mean is its score")
     objective: Metric | None = Field(
-        None, description="what is raised, always on the validation set; none for the task's headline metric"
+        None, description="the metric to maximize, always on the validation set; by default the task's headline metric"
     )
     seed: int = Field(0, ge=0, description="of the sampler; the experiments' own seeds are the base's")
     random_trials: PositiveInt = Field(10, description="trials drawn at random before the sampler learns from them")

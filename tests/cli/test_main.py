@@ -228,6 +228,23 @@ def test_an_interrupted_run_says_how_to_go_on(entered, monkeypatch):
     assert errors.splitlines()[-1] == "stopped; continue with the same command and --resume"
 
 
+def test_a_file_can_be_tested_again(entered, monkeypatch, tmp_path):
+    def interrupted(experiment):
+        (experiment.runtime.folder / experiment.name).mkdir(parents=True, exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fed_distill.experiment.simulation.run", interrupted)
+    monkeypatch.setattr("fed_distill.cli.main._announce", lambda experiment: started.append(experiment.name))
+    started = []
+    line = ["run", QUICKSTART, "--tiny", "--set", f"runtime.folder={tmp_path}"]
+    for _ in range(3):
+        entered(*line)
+    assert started == ["quickstart-tiny", "quickstart-tiny-2", "quickstart-tiny-3"]
+    entered(*line, "--resume")
+    entered(*line, "--name", "quickstart")
+    assert started[3:] == ["quickstart-tiny", "quickstart-tiny"]
+
+
 @pytest.mark.parametrize("key", ["runtime.folder", "runtime.cache"])
 def test_a_folder_that_is_a_file_is_named(entered, tmp_path, key):
     (tmp_path / "taken").write_text("", encoding="utf-8")
