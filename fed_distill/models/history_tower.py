@@ -1,10 +1,11 @@
 """A student that reads a history as a sequence of titles: a small transformer over their vectors (SASRec).
 
 Each title of a history is a bag of hashed words and n-grams, so that a product that nobody has bought yet has a vector,
-and the candidate is in the same table. The transformer reads the titles from the latest back; its output at the latest
-title is the customer's vector. After Kang and McAuley 2018, "Self-attentive sequential recommendation" (ICDM, sections
-III-A to III-D); a row of data has one next product, so that no causal mask is needed, and positions are counted from
-the latest title.
+and the candidate is in the same table. The title as a whole is a feature too, so that the table can learn how popular
+each product is, beside what its words say. The transformer reads the titles from the latest back; its output at the
+latest title is the customer's vector. After Kang and McAuley 2018, "Self-attentive sequential recommendation" (ICDM,
+sections III-A to III-D); a row of data has one next product, so that no causal mask is needed, and positions are
+counted from the latest title.
 
 A head compares the customer's vector with the candidate's. It also has what decides most baskets (Li et al. 2023, "A
 next basket recommendation reality check", ACM TOIS): how often and how lately the candidate was bought, and its vector
@@ -15,12 +16,13 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from fed_distill.config import Share
@@ -29,7 +31,7 @@ from fed_distill.errors import ModelError
 from fed_distill.models.towers import SMALLEST, Comparing
 from fed_distill.models.two_tower import NGrams, Rows, Size
 from fed_distill.text.encoded import Encoded, as_tensors
-from fed_distill.text.hashing import bag_rows, bag_specification
+from fed_distill.text.hashing import bag_rows, bag_specification, text_rows, text_specification
 
 _Integers = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 _MOST = 1000
@@ -78,7 +80,7 @@ class HistoryTower(Comparing):
         width: Size = 64,
         head_width: Size = 64,
         ngrams: NGrams = (4,),
-        max_features: Size = 32,
+        max_features: Annotated[int, Field(ge=2)] = 32,
         history: Size = 40,
         layers: Size = 1,
         heads: Size = 2,
@@ -86,9 +88,9 @@ class HistoryTower(Comparing):
     ) -> None:
         """rows: number of rows of the table, row 0 for padding. width: width of a title's vector. head_width: number of
         hidden units of the head. ngrams: lengths of the character n-grams. max_features: maximum number of features of
-        a title. history: number of distinct titles that are read, the latest ones. layers: number of transformer
-        layers. heads: number of attention heads, which divides width. dropout: rate within the transformer and of the
-        head's input."""
+        a title, the whole title among them. history: number of distinct titles that are read, the latest ones. layers:
+        number of transformer layers. heads: number of attention heads, which divides width. dropout: rate within the
+        transformer and of the head's input."""
         if not pair:
             raise ModelError("a history-tower compares a history with a product: choose a task such as next-basket")
         if width % heads:
@@ -101,7 +103,11 @@ class HistoryTower(Comparing):
     @property
     def text_encoding(self) -> Mapping[str, Any]:
         """See ``TextModel``."""
-        titles = bag_specification(self.rows, self.ngrams, self.max_features)
+        titles = {
+            **bag_specification(self.rows, self.ngrams, self.max_features - 1),
+            "algorithm": "hashed texts, words and n-grams",
+            **text_specification(),
+        }
         history = {
             "history": self.history,
             "separator": HISTORY_SEPARATOR,
@@ -162,7 +168,8 @@ class HistoryTower(Comparing):
         return torch.cat([*parts, self.width**0.5 * pair], dim=-1)
 
     def _bags(self, texts: Sequence[str]) -> _Integers:
-        return bag_rows(texts, self.rows, self.ngrams, self.max_features).astype(self._dtype)
+        words = bag_rows(texts, self.rows, self.ngrams, self.max_features - 1)
+        return np.concatenate([text_rows(texts, self.rows), words], axis=1).astype(self._dtype)
 
     def _histories(self, bought: Sequence[Mapping[str, tuple[int, int]]]) -> _Integers:
         latest = [list(titles)[: self.history] for titles in bought]

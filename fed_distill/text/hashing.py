@@ -2,7 +2,8 @@
 
 Hashing needs no vocabulary, so there is none to train, to ship or to keep in sync between server and merchants. There
 are two representations of a text: an unordered bag of words and character n-grams (for two-tower models), and a
-sequence of word pieces (for transformers and LSTMs). Both are computed over the code points of a whole batch at once.
+sequence of word pieces (for transformers and LSTMs); a bag can have the whole text as a feature. They are computed over
+the code points of a whole batch at once.
 
 Bojanowski et al., "Enriching word vectors with subword information", TACL 2017, section 3.2.
 """
@@ -38,7 +39,7 @@ _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 _WORD_START, _WORD_END = 0x110000, 0x110001
 _BASE = 0x9E3779B97F4A7C15
 _CHUNK = 4096
-_WORD, _UNIGRAM, _BIGRAM, _PIECE, _CONTINUATION = 101, 102, 103, 104, 105
+_WORD, _UNIGRAM, _BIGRAM, _PIECE, _CONTINUATION, _TEXT = 101, 102, 103, 104, 105, 106
 _SALT = 0xD1342543DE82EF95
 
 
@@ -65,6 +66,24 @@ def bag_rows(texts: Sequence[str], rows: int, ngrams: Sequence[int] = (3, 4), ma
     return _each_once(texts, lambda chunk: _bag(chunk, rows, ngrams, max_features))
 
 
+def text_rows(texts: Sequence[str], rows: int) -> Matrix:
+    """Hash each text as a whole, all its words without what separates them, to one row of a table.
+
+    :param texts: the texts
+    :param rows: size of the table; texts are hashed to rows 1 ... ``rows`` - 1, and one without words has row 0
+    :returns: int32 ``[texts, 1]``
+    """
+
+    def hashed(chunk: Sequence[str]) -> Matrix:
+        characters = _Characters.read(chunk)
+        owners, starts, lengths = np.unique(characters.texts, return_index=True, return_counts=True)
+        found = np.zeros((len(chunk), 1), dtype=np.int32)
+        found[owners, 0] = _row(_polynomial(characters.codes, starts, lengths), _TEXT, rows)
+        return found
+
+    return _each_once(texts, hashed)
+
+
 def piece_rows(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
     """Hash the word pieces of each text, in order, to rows of a table.
 
@@ -89,6 +108,11 @@ def bag_specification(rows: int, ngrams: Sequence[int], max_features: int) -> di
         "word_start": _WORD_START,
         "word_end": _WORD_END,
     }
+
+
+def text_specification() -> dict[str, Any]:
+    """Return the constants of ``text_rows`` beside those of ``bag_specification``, JSON-ready."""
+    return {"text_salt": _TEXT}
 
 
 def piece_specification(rows: int, max_length: int) -> dict[str, Any]:

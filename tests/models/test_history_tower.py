@@ -32,6 +32,15 @@ def test_a_history_is_its_distinct_titles_latest_first(model):
     assert not encoded["text_ids"][1, 1:].any() and not encoded["text_ids"][2].any()
 
 
+def test_products_of_the_same_words_have_vectors_of_their_own(model):
+    titles = ["oat milk with vanilla", "vanilla with oat milk"]
+    ids = model.encode([""] * 2, titles)["pair_ids"]
+    assert sorted(ids[0, 1:].tolist()) == sorted(ids[1, 1:].tolist())
+    assert ids[0, 0] != ids[1, 0]
+    cut = build_student("history-tower", {"rows": 500, "width": 16, "max_features": 2}, NEXT_BASKET)
+    assert cut.encode([""] * 2, titles)["pair_ids"].tolist() == ids[:, :2].tolist(), "the whole title is never cut"
+
+
 @pytest.mark.parametrize("history", [1, 4])
 def test_how_often_and_how_lately_it_was_bought_counts_the_whole_history(history):
     model = build_student("history-tower", {"rows": 500, "width": 16, "history": history}, NEXT_BASKET)

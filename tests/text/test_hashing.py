@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_distill.text import hashing
-from fed_distill.text.hashing import bag_rows, normalize, piece_rows
+from fed_distill.text.hashing import bag_rows, normalize, piece_rows, text_rows
 
 SIXTY_FOUR = 1 << 64
 BASE = 0x9E3779B97F4A7C15
@@ -100,6 +100,14 @@ def padded(lists, limit):
 def test_bag_equals_the_slow_twin(texts, ngrams, rows, limit):
     expected = padded([slow_bag(text, rows, ngrams) for text in texts], limit)
     np.testing.assert_array_equal(bag_rows(texts, rows, ngrams, limit), expected)
+
+
+@settings(deadline=None)
+@given(TEXTS, st.sampled_from([16, 2**20]))
+def test_whole_texts_equal_the_slow_twin(texts, rows):
+    kept = [[character for character in normalize(text) if kind(character)] for text in texts]
+    expected = [[row(map(ord, characters), 106, rows) if characters else 0] for characters in kept]
+    np.testing.assert_array_equal(text_rows(texts, rows), np.array(expected, dtype=np.int32).reshape(-1, 1))
 
 
 @settings(deadline=None)
