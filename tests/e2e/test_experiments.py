@@ -30,6 +30,7 @@ STUDIES = [
         "german",
         "byzantine",
         "shop",
+        "shop_private",
     )
 ]
 TUNED = [ROOT / "experiments" / f"{name}.toml" for name in ("methods_tuned", "quickstart_tuned", "transfer_tuned")]
