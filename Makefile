@@ -39,7 +39,7 @@ clean:  ## Remove .venv and caches; runs are kept
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/.installed: pyproject.toml
-	@echo "installing into $(VENV): 2 GB, some minutes"
+	@echo "installing into $(VENV): 2 GB (more with CUDA), some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[minilm]'
 	@touch $@
