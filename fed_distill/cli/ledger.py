@@ -43,7 +43,7 @@ def show(
 ) -> None:
     """Print the epsilon that each merchant has spent, by privacy unit."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("merchant", overflow="fold")  # the only one that is broken where the terminal is narrow
+    table.add_column("merchant", overflow="fold", min_width=12)  # the only one that is broken in a narrow terminal
     for title in ("unit", "entries", "steps", "epsilon", "delta", "last charge"):
         table.add_column(title, justify="left" if title in ("unit", "last charge") else "right", no_wrap=True)
     for path in _files(place, merchant):

@@ -22,6 +22,8 @@ MOST_CLASSES = 500
 _MOST_COLUMNS = 500
 _COMPARED = 20_000
 """Rows that the words of pairs are compared in."""
+_MOST_CONTRADICTED = 0.1
+"""Share of rows that may have a text with another label before it cannot be all that the label belongs to."""
 _LONG = 25.0
 """Mean characters from which on a text is a sentence rather than a name."""
 PAIRED, SINGLE = ("relevance", "recommend", "matching"), ("sentiment", "category", "faq")
@@ -267,11 +269,27 @@ def _choose_texts(
     first_of_pair = chosen["text"] in firsts or (chosen["text"] in titles and len(titles) > 1)
     if others and (first_of_pair or task in PAIRED):
         chosen["pair"] = others[0]
+    elif others and not task and _contradicted(columns, chosen["label"], chosen["text"]) > _MOST_CONTRADICTED:
+        of_pair = {name: _contradicted(columns, chosen["label"], chosen["text"], name) for name in others}
+        chosen["pair"] = min(others, key=lambda name: of_pair[name])
+        doubts.append(
+            f"each row is taken for a pair of {chosen['text']!r} and {chosen['pair']!r}, as many texts have several "
+            "labels; if one text is all: --task category"
+        )
     elif others and chosen["text"] not in singles:
         doubts.append(
             f"only column {chosen['text']!r} is read; if each row is a pair of texts: --pair NAME, for example "
             f"{others[0]}"
         )
+
+
+def _contradicted(columns: Mapping[str, ColumnContent], label: str, *texts: str) -> float:
+    """Return the share of the rows whose texts are in another row with another label."""
+    keys = list(zip(*(columns[name].values for name in texts), strict=True))
+    labels: dict[tuple[str, ...], set[str]] = {}
+    for key, value in zip(keys, columns[label].values, strict=True):
+        labels.setdefault(key, set()).add(value)
+    return sum(len(labels[key]) > 1 for key in keys) / max(len(keys), 1)
 
 
 def _task(

@@ -45,6 +45,12 @@ _GUESSED = {
     "euc_kr": "euc_kr",
 }
 """Encodings that are guessed between, by charset-normalizer's name, with the usual one."""
+_LETTERS = {
+    "cp1252": ("äöüß", "àâæçéèêëîïôœùûüÿ", "áéíñóúü", "áâãàçéêíóôõú", "àèéìíîòóùú", "åäö", "æøå", "ëéïóöü"),
+    "cp1250": ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîșşțţ", "čćđšž"),
+}
+"""Letters beside a to z of Western and of Central European languages: German, French, Spanish, Portuguese, Italian,
+Swedish, Danish and Dutch; Polish, Czech, Slovak, Hungarian, Romanian and Croatian."""
 _SAMPLE, _BLOCK = 4096, 1 << 20
 _SNIFFED_ROWS = 200
 _ZERO_SHARE = 0.3
@@ -97,7 +103,7 @@ def encoding_of(path: Path, otherwise: str = "") -> str:
     if not otherwise:
         raise DataError(
             f"{path}, line {line}: the text is not in UTF-8: save the file in UTF-8 (in a spreadsheet: CSV UTF-8), or, "
-            "for the dataset `table`, name its encoding: data.options.encoding = 'windows-1252'"
+            "in an experiment on the dataset `table`, name its encoding: data.options.encoding = 'windows-1252'"
         )
     line = _line_not_in(path, otherwise)
     if line is not None:
@@ -115,13 +121,20 @@ def guessed_encoding(path: Path) -> str:
     with unpacked(path) as file:
         sample = file.read(_BLOCK)
     found = charset_normalizer.from_bytes(sample, cp_isolation=list(_GUESSED)).best()
-    if found is not None and sample.decode("cp1252", "replace") == sample.decode(found.encoding, "replace"):
-        return "windows-1252"  # German, for example, has the same bytes in windows-1250
+    if found is not None and found.encoding in _LETTERS:
+        # charset-normalizer tells these two apart at random; the first is more frequent
+        return _GUESSED[max(_LETTERS, key=lambda encoding: _of_one_language(sample, encoding))]
     if found is None:
         raise DataError(
             f"{path}: the text is in no common encoding: save the file in UTF-8, or name it with --encoding"
         )
     return _GUESSED[found.encoding]
+
+
+def _of_one_language(sample: bytes, encoding: str) -> float:
+    """Return the largest share of the letters and numbers beyond a to z, such as ³, that one language has."""
+    letters = [letter for letter in sample.decode(encoding, "replace").lower() if letter > "z" and letter.isalnum()]
+    return max(sum(letter in own for letter in letters) for own in _LETTERS[encoding]) / max(len(letters), 1)
 
 
 def format_words(path: Path, encoding: str) -> str:

@@ -169,10 +169,12 @@ def worst_merchant(
 
     :param accuracies: accuracy by merchant
     :param counts: number of test examples by merchant
-    :param minimum: ignore merchants with fewer test examples, whose accuracies are noisy, unless all have fewer
+    :param minimum: ignore merchants with fewer test examples, whose accuracies are noisy, unless most have fewer
     :returns: None without merchants
     """
-    enough = [name for name in accuracies if counts[name] >= minimum] or list(accuracies)
+    enough = [name for name in accuracies if counts[name] >= minimum]
+    if 2 * len(enough) < len(accuracies):
+        enough = list(accuracies)
     if not enough:
         return None
     name = min(enough, key=lambda merchant: (accuracies[merchant], merchant))

@@ -56,7 +56,7 @@ _CARD = """\
 # {{ name }}
 
 A `{{ student }}` student with {{ parameters }} weights. {{ purpose }} fed-distill
-trained it across {{ merchants }} merchants, which kept their data, with the method `{{ method }}` and {{ teacher }}.
+trained it by federation across {{ merchants }} merchants, with the method `{{ method }}` and {{ teacher }}.
 
 ## Use
 
@@ -291,7 +291,7 @@ def _worst(summary: Mapping[str, Any]) -> str:
         f"Accuracy on a merchant's own test examples: {wording.number(student['merchant_accuracy'], 3)} on average, "
         f"{wording.number(student['worst_tenth'], 3)} at the tenth percentile, and "
         f"{wording.number(student['worst_merchant']['accuracy'], 3)} for the worst-served merchant of those with "
-        f"enough examples, or of all if none has so many.{uncovered}"
+        f"at least 20, or of all if most have fewer.{uncovered}"
     )
 
 

@@ -104,6 +104,7 @@ def summarize(
         "dataset_name": dataset_name(experiment.data),
         "task": task.name,
         "headline": task.headline,
+        "chance": measure.chance,
         "positive": task.positive,
         "method": experiment.federation.method,
         "federation": main,

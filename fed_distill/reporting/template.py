@@ -50,10 +50,10 @@ REPORT_PAGE = """{% extends "page" %}
     {% for title, found in adds.items() %}{{ tile(title, found.value | signed if found else "–", "in " ~ metric ~ (" over " ~ bases[found.over] if found and found.get("over") else ""), found.half_width | plus_minus if found else "") }}
     {% endfor %}
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
-    {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}
-    {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent) if main.gap_closed_auc is not none else "of what pooling adds", "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
+    {% if not weak_teacher %}{{ tile("Quality kept", summary.retention | percent(1), "of the teacher's " ~ metric, "") }}{% endif %}
+    {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent) if main.gap_closed_auc is not none else "of what pooling adds to the best student without federation", "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
     {% if summary.speed and not is_tiny %}
-    {{ tile("Faster by", (summary.speed.ratio | count) ~ "×", (summary.speed.student_seconds_per_pair | duration) ~ ", not " ~ (summary.speed.teacher_seconds_per_pair | duration), "") }}
+    {{ tile("Faster by", (summary.speed.ratio | count) ~ "×", (summary.speed.student_seconds_per_pair | duration) ~ " an example, not " ~ (summary.speed.teacher_seconds_per_pair | duration), "") }}
     {% endif %}
     {{ tile("Sent in a round", summary.bytes.uplink_per_merchant_round | size, (summary.bytes.downlink_per_merchant_round | size) ~ " received", "") }}
     {{ tile("Weights", summary.student.parameters | count, "teacher " ~ (summary.teacher.parameters | count), "") }}
@@ -63,7 +63,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="comparison">
   <h2>What each way of training gives</h2>
   <p>Every student below has the same size and is measured on the same test set, whose products or queries none of them has seen.
-  {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "ndcg@10" in metrics %} Metrics other than nDCG@10 have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}</p>
+  {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "ndcg@10" in metrics %} Metrics other than nDCG@10 have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}{% if summary.get("chance") %} A model that has learned nothing has {{ metric }} {{ summary.chance | number }}.{% endif %}</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
   <div class="scroll" tabindex="0" role="region" aria-label="Comparison table">
@@ -152,7 +152,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="merchants">
   <h2>Who gains: the spread over merchants</h2>
   <p>A mean can hide a merchant with low accuracy. Each dot is a merchant, the bar is the mean, and the lowest is named. {{ winners }}</p>
-  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples" ~ (", averaged over the seeds" if several else "") ~ ". The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20, or among all if none has so many.") }}
+  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples" ~ (", averaged over the seeds" if several else "") ~ ". The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20, or among all if most have fewer.") }}
 </section>
 {% endif %}
 

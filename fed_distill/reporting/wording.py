@@ -251,7 +251,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """Return the main finding of the run in one or two sentences for non-experts."""
     main = summary["federations"][summary["federation"]]
     metric = METRIC_NAMES[summary["headline"]]
-    subject = f"Trained across {summary['merchants']:,} merchants without moving their data, the small student"
+    subject = f"Trained by federation across {summary['merchants']:,} merchants, the small student"
     kept = (
         f"keeps {percent(main['retention'], 1)} of the teacher's {metric}"
         if main["retention"] is not None and not weak_teacher(summary)

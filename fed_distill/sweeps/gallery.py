@@ -42,7 +42,7 @@ def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path)
         _curves(combinations, folder, "worst_merchant_accuracy", {}, "worst-merchant",
             "What it costs the merchant served worst", "accuracy at the worst merchant",
             "A mean can hide a merchant that is served badly. Looked for among the merchants with at least 20 test "
-            "examples; it need not be the same one on every seed."),
+            "examples, if most have as many; it need not be the same one on every seed."),
         _curves(combinations, folder, "audit.auc", {"guessing": 0.5}, "attack", "What attackers achieve",
             "AUC of the attack", "How well an attacker tells examples that were used in training from others: 0.5 is "
             "guessing, 1 is certainty."),

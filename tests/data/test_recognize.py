@@ -117,6 +117,19 @@ def test_two_titles_and_a_decision_are_a_match(tmp_path: Path) -> None:
     assert any("the task is matching; otherwise: --task" in doubt for doubt in found.doubts)
 
 
+def test_labels_that_one_text_cannot_have_belong_to_a_pair(tmp_path: Path) -> None:
+    grades = ("uguale", "parziale", "diverso")
+    rows = [
+        (f"oggetto {one}", f"proposta {one} {two} {grades[two]}", grades[two]) for one in range(40) for two in range(3)
+    ]
+    path = write(tmp_path / "coppie.csv", ["articolo", "offerta", "esito"], rows)
+    found = recognize(path, {})
+    assert found.columns == {"text": "articolo", "pair": "offerta", "label": "esito"}
+    assert any("as many texts have several labels" in doubt for doubt in found.doubts)
+    single = recognize(path, {}, "category")
+    assert "pair" not in single.columns
+
+
 def test_a_column_that_could_be_the_merchants_is_mentioned(tmp_path: Path) -> None:
     rows = [[f"some title {at}", "ab"[at % 2], f"brand{at % 5}"] for at in range(100)]
     found = recognize(write(tmp_path / "rows.csv", ["title", "category", "brand"], rows), {})

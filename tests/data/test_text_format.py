@@ -82,6 +82,12 @@ def test_a_file_that_is_packed_otherwise_names_the_remedy(content: bytes, messag
     ("encoding", "text"),
     [
         ("windows-1252", "kühlschrank weiß;Größe für Kühlschränke\n"),
+        ("windows-1252", "caffettiera retrò con più garanzia;perché è comoda\n"),
+        ("windows-1252", "café très bon, où la qualité à bas prix;garçon\n"),
+        ("windows-1252", "envío rápido para niños;¿por qué no?\n"),
+        ("windows-1250", "świetna kawa, dobra jakość;szybka wysyłka\n"),
+        ("windows-1250", "skvělá káva, žádné problémy;rychlé doručení, příjemná obsluha\n"),
+        ("windows-1250", "kávéfőző gép;hűtő, gyönyörű fűtőtest\n"),
         ("windows-1251", "холодильник белый;Холодильник Bosch белый\n"),
         ("gb18030", "白色冰箱;海尔冰箱白色双开门\n"),
     ],

@@ -190,6 +190,11 @@ def test_the_worst_merchant_has_enough_test_examples():
     assert (worst.merchant, worst.accuracy, worst.examples) == ("small", 0.7, 20)
 
 
+def test_the_worst_merchant_is_any_where_most_have_too_few_examples():
+    worst = worst_merchant({"large": 0.9, "small": 0.4, "tiny": 0.5}, {"large": 400, "small": 19, "tiny": 2})
+    assert worst is not None and worst.merchant == "small"
+
+
 def test_the_worst_merchant_is_any_where_none_has_enough_examples():
     worst = worst_merchant({"b": 0.5, "a": 0.5, "c": 0.6}, {"a": 1, "b": 2, "c": 3})
     assert worst is not None
