@@ -89,16 +89,19 @@ def run(
     A run whose folder exists is refused without --resume; a tiny one gets a number: NAME-tiny-2.
     """
     experiment = _experiment(file, settings, name, resume, tiny)
-    if tiny and name is None and not resume:
+    if tiny and name is None and not experiment.runtime.resume:
         experiment = _under_free_name(experiment)
     _announce(experiment)
     from fed_distill.experiment.simulation import run as simulate
+    from fed_distill.reporting.store import EXPERIMENT
     from fed_distill.reporting.terminal import show
 
     try:
         result = simulate(experiment)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; continue with the same command and --resume", soft_wrap=True)
+        written = experiment.runtime.folder / experiment.name / EXPERIMENT
+        again = f"fed-distill run {written} --resume" if tiny else "the same command and --resume"
+        Console(stderr=True).print(f"stopped; continue with {again}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(STOPPED) from None
     show(result.folder, "a tiny version for testing the file: its results are meaningless" if tiny else "")
 

@@ -280,7 +280,8 @@ class Experiment(ConfigTable):
     def tiny(self, kept: Collection[str] = ()) -> Self:
         """Return a fast version of the experiment for trying a file: few merchants, a small teacher, two rounds.
 
-        Its name always ends in ``-tiny``, so that it does not share a folder with the whole experiment.
+        Its name ends in ``-tiny``, to which the command line may add a number, so that it does not share a folder with
+        the whole experiment.
 
         :param kept: dotted keys that do not change, for example those that a user has set; either of the teacher's
             ``model`` and ``options`` keeps both, as does either of its ``epochs`` and ``steps``

@@ -70,13 +70,10 @@ class Evaluator:
 
     def public_score(self, student: TextModel) -> float:
         """Return macro-F1 on the server's own validation examples, which is independent of merchants' data."""
-        value = self._on_public(student)[0]["macro_f1"]
-        if value is None:
-            raise DataError("the public validation set gives no macro-F1: increase data.valid_share")
-        return value
+        return self._of_public(self._on_public(student)[0])
 
     def validation_resampled(self, student: TextModel) -> Resampled:
-        """Return ``validation_score``, and its values on resamples of the queries, customers or examples."""
+        """Return ``validation_score``, and its values on resamples of the queries, customers or groups of examples."""
         examples = self._data.valid
         measured, by_query = self._measure(student, "valid", examples, self._data.ranking_valid)
         self.score(measured)
@@ -86,13 +83,20 @@ class Evaluator:
         if self._data.task.of_campaigns:
             trial = self._trial("valid", examples)
             return resampled(qini_of_trial(probabilities, trial), trial.customers)
-        return resampled(macro_f1_of(probabilities, examples.labels), range(len(examples)))
+        return resampled(macro_f1_of(probabilities, examples.labels), examples.groups)
 
     def public_resampled(self, student: TextModel) -> Resampled:
-        """Return ``public_score``, and its values on resamples of the examples."""
-        self.public_score(student)
-        labels = self._data.public_valid.labels
-        return resampled(macro_f1_of(self._on_public(student)[1], labels), range(len(labels)))
+        """Return ``public_score``, and its values on resamples of the groups of examples."""
+        measured, probabilities = self._on_public(student)
+        self._of_public(measured)
+        examples = self._data.public_valid
+        return resampled(macro_f1_of(probabilities, examples.labels), examples.groups)
+
+    def _of_public(self, measured: Metrics) -> float:
+        value = measured["macro_f1"]
+        if value is None:
+            raise DataError("the public validation set gives no macro-F1: increase data.valid_share")
+        return value
 
     def _on_public(self, student: TextModel) -> tuple[Metrics, npt.NDArray[np.float32]]:
         examples = self._data.public_valid

@@ -24,7 +24,7 @@ HubFile = Annotated[str, Field(pattern=f"^{HUB}")]
 FORM = "hf://datasets/OWNER/NAME/FILE, or hf://datasets/OWNER/NAME@REVISION/FILE"
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)"
-    r"(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?/(?P<file>[^*?\[\]]+)"
+    r"(@(?P<revision>refs/(convert/[\w.-]+|pr/\d+)(?=/)|[^/]+))?/(?P<file>[^*?\[\]]+)"
 )
 """As `HfFileSystem` reads it: a slash in a revision's name is ``%2F``, but for the hub's own ``refs/``."""
 _SEGMENT = frozenset({"", ".", ".."})
@@ -63,10 +63,11 @@ def _download(address: str) -> Path:
     )
 
     parts = _ADDRESS.fullmatch(address)
-    if not parts or not _SEGMENT.isdisjoint(parts["file"].split("/")) or not address.isprintable():
+    revision = None if not parts or parts["revision"] is None else unquote(parts["revision"])
+    segments = [*parts["file"].split("/"), *(revision or "main").split("/")] if parts else [""]
+    if not parts or not _SEGMENT.isdisjoint(segments) or not f"{address}{revision}".isprintable():
         raise DataError(f"{address} is not the address of one file: use {FORM}")
     repository, file = parts["repository"], parts["file"]
-    revision = None if parts["revision"] is None else unquote(parts["revision"])
     where = f"{address}: the hub"
     try:
         copy = Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))

@@ -34,7 +34,7 @@ from fed_distill.models.prediction import lengths
 from fed_distill.storage.files import read_json, strict_json
 from fed_distill.storage.fingerprint import files_fingerprint, fingerprint, named_files, own_code
 from fed_distill.storage.sealed import check_folder, replace_sealed_folder
-from fed_distill.storage.versions import versions
+from fed_distill.storage.versions import CACHE_VERSION, versions
 from fed_distill.text.encoded import Encoded
 from fed_distill.training.batching import bucketed_batches
 from fed_distill.training.optimization import Pace, build_optimizer, clip, set_rate
@@ -204,6 +204,7 @@ def teacher_fingerprint(
         if folder.is_dir()
         else own_code(config.model),
         "classes": task.classes,
+        "cache": CACHE_VERSION,
         "versions": versions(),
         **({"files": named} if named else {}),
         **({"precision": config.precision} if config.precision != "float32" else {}),

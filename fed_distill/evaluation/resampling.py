@@ -1,6 +1,6 @@
 """The headline metric on resampled data, so that the difference of two students has a standard error.
 
-Queries, examples or customers are drawn with replacement, for all students alike (paired bootstrap; Efron and
+Queries, groups of examples or customers are drawn with replacement, for all students alike (paired bootstrap; Efron and
 Tibshirani 1993, chapter 8).
 """
 
@@ -21,14 +21,20 @@ REPEATS = 200
 
 @dataclass(frozen=True)
 class Resampled:
-    """A student's score, and its ``resamples``: its scores on resampled data ``[REPEATS]``, nan where undefined."""
+    """A student's score, and its ``resamples``: its scores on resampled data ``[REPEATS]``, nan where undefined, of
+    ``units`` queries, groups or customers each."""
 
     value: float
     resamples: Floats
+    units: int
 
     def standard_error(self, other: "Resampled") -> float:
-        """Return the standard error of the difference of both scores, of the same data."""
-        return float(np.nanstd(self.resamples - other.resamples, ddof=1))
+        """Return the standard error of the difference of both scores, of the same data; infinite if there are fewer
+        than two units, or the difference is defined in fewer than two resamples."""
+        differences = self.resamples - other.resamples
+        if self.units < 2 or np.isfinite(differences).sum() < 2:
+            return float("inf")
+        return float(np.nanstd(differences, ddof=1))
 
 
 def resampled(statistic: Callable[[Floats], float], units: Sequence[int] | npt.NDArray[np.int64]) -> Resampled:
@@ -38,10 +44,10 @@ def resampled(statistic: Callable[[Floats], float], units: Sequence[int] | npt.N
     :param units: number of the unit of each row, such as its customer ``[n]``; a unit's rows are drawn together
     """
     distinct, of_row = np.unique(units, return_inverse=True)
-    share = np.full(len(distinct), 1.0 / len(distinct))
-    rng = numpy_stream(0, "resampling")
-    times = (rng.multinomial(len(distinct), share)[of_row].astype(np.float64) for _ in range(REPEATS))
-    return Resampled(statistic(np.ones(len(of_row))), np.array([statistic(drawn) for drawn in times]))
+    count, rng = len(distinct), numpy_stream(0, "resampling")
+    draws = (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(REPEATS))
+    resamples = np.array([statistic(times[of_row].astype(np.float64)) for times in draws])
+    return Resampled(statistic(np.ones(len(of_row))), resamples, count)
 
 
 def mean_of(values: Sequence[float]) -> Callable[[Floats], float]:
@@ -56,14 +62,14 @@ def macro_f1_of(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.
     :param probabilities: class probabilities ``[n, classes]``
     :param labels: class indices ``[n]``
     """
-    classes = probabilities.shape[1]
-    cells = labels * classes + probabilities.argmax(axis=1)
+    classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
+    right = predicted == labels
 
     def macro_f1(times: Floats) -> float:
-        counts = np.bincount(cells, times, classes**2).reshape(classes, classes)
-        of_class = counts.sum(axis=0) + counts.sum(axis=1)
+        hits = np.bincount(labels[right], times[right], classes)
+        of_class = np.bincount(labels, times, classes) + np.bincount(predicted, times, classes)
         occurs = of_class > 0
-        return float(np.mean(2.0 * np.diag(counts)[occurs] / of_class[occurs]))
+        return float(np.mean(2.0 * hits[occurs] / of_class[occurs]))
 
     return macro_f1
 
@@ -76,7 +82,8 @@ def qini_of_trial(probabilities: npt.NDArray[np.floating], trial: Trial) -> Call
     scores = effects(probabilities)
 
     def of_draw(times: Floats) -> float:
-        arms = {bool(arm) for arm in trial.treated[times > 0]}
-        return qini(Totals.of(scores, trial, times)) if len(arms) == 2 else float("nan")
+        treated = trial.treated[times > 0]
+        both = bool(treated.any()) and not bool(treated.all())
+        return qini(Totals.of(scores, trial, times)) if both else float("nan")
 
     return of_draw

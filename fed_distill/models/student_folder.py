@@ -6,11 +6,12 @@ Hugging Face classifier also has the files by which transformers loads it (``hug
 has the format.
 """
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fed_distill.data.student_description import DESCRIPTION, FORMAT, StudentDescription
+from fed_distill.data.student_description import DESCRIPTION, FORMAT, StudentDescription, read_encoding
 from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.errors import ModelError
 from fed_distill.models.base import TextModel, read_model_files
@@ -73,12 +74,27 @@ def load_saved_student(folder: Path) -> tuple[TextModel, StudentDescription]:
             f"{folder}: {MODEL} and model.safetensors are not of one student: {error}; copy both from the same run"
         ) from error
     model = with_weights(folder, kind, settings, weights)
+    _check_encoding(folder, model)
     broken = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
     if broken:
         raise ModelError(
             f"{folder}: weights {broken[0]!r} are not finite, so that every score would be NaN: train it again"
         )
     return model, description
+
+
+def _check_encoding(folder: Path, model: TextModel) -> None:
+    """Raise ModelError if this version encodes texts otherwise than the one that wrote the folder; the tables of
+    Unicode are Python's, and are not compared."""
+    stored = read_encoding(folder)
+    now = json.loads(json.dumps(dict(model.text_encoding)))
+    for key in sorted((stored.keys() | now.keys()) - {"unicode"}):
+        if stored.get(key) != now.get(key):
+            raise ModelError(
+                f"{folder}: the student reads texts with {key} = {stored.get(key)!r}, and this version of fed-distill "
+                f"with {now.get(key)!r}: install the version that wrote it (see versions in {DESCRIPTION}), or train "
+                "it again"
+            )
 
 
 def examples(model: TextModel, pair: bool) -> list[dict[str, Any]]:

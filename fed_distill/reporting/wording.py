@@ -1,5 +1,6 @@
 """Numbers and findings as text, for the report, the README table and the terminal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -213,7 +214,7 @@ def dataset_name(summary: Mapping[str, Any]) -> str:
 def is_tiny(summary: Mapping[str, Any]) -> bool:
     """Whether the run is an experiment's tiny version."""
     name: str = summary["name"]
-    return name.endswith(TINY)
+    return re.search(rf"{TINY}(-\d+)?$", name) is not None
 
 
 def weak_teacher(summary: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ TRAIN = "train.merchants"
 EVALUATE = "evaluate.merchants"
 ANSWER = "answer"
 """Record of a reply with the request in ``to`` (``TrainRequest.title``), so that old replies are detected."""
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of the protocol between server and sites: requests, uplinks, refusals. Both must have the same."""
 
 Cause = Literal["fault", "budget", "hours", "late", "absent"]

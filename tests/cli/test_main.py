@@ -238,11 +238,14 @@ def test_a_file_can_be_tested_again(entered, monkeypatch, tmp_path):
     started = []
     line = ["run", QUICKSTART, "--tiny", "--set", f"runtime.folder={tmp_path}"]
     for _ in range(3):
-        entered(*line)
+        errors = entered(*line)[2]
     assert started == ["quickstart-tiny", "quickstart-tiny-2", "quickstart-tiny-3"]
+    again = tmp_path / "quickstart-tiny-3" / "experiment.toml"
+    assert errors.splitlines()[-1] == f"stopped; continue with fed-distill run {again} --resume"
     entered(*line, "--resume")
+    entered(*line, "--set", "runtime.resume=true")
     entered(*line, "--name", "quickstart")
-    assert started[3:] == ["quickstart-tiny", "quickstart-tiny"]
+    assert started[3:] == ["quickstart-tiny"] * 3
 
 
 @pytest.mark.parametrize("key", ["runtime.folder", "runtime.cache"])

@@ -170,6 +170,10 @@ def test_without_a_network_the_remedies_are_named(tmp_path):
         "hf://datasets/acme/grades/../../x.csv",
         "hf://datasets/acme/grades/./x.csv",
         "hf://datasets/acme/grades//etc/passwd",
+        "hf://datasets/acme/grades@..%2F..%2F..%2Fvictim.txt/f.csv",
+        "hf://datasets/acme/grades@../f.csv",
+        "hf://datasets/acme/grades@main%00/f.csv",
+        "hf://datasets/acme/grades@main%0A/f.csv",
     ],
 )
 def test_an_address_has_one_form(address):

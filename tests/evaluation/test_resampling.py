@@ -24,6 +24,11 @@ def test_the_standard_error_of_a_mean_is_that_of_its_values():
     assert first.standard_error(first) == 0.0
 
 
+def test_one_unit_alone_shows_no_difference():
+    first, second = (resampled(mean_of([value]), [0]) for value in (0.4, 0.9))
+    assert second.standard_error(first) == np.inf
+
+
 def test_rows_of_a_customer_are_drawn_together():
     rng = np.random.default_rng(1)
     values = np.repeat(rng.normal(size=60), 5)

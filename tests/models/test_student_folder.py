@@ -77,6 +77,16 @@ def test_a_hash_of_the_specification_is_that_of_the_encoding(student):
     assert model.encode(["Tea"], None)["text_ids"][0].tolist() == expected
 
 
+def test_texts_that_this_version_reads_otherwise_are_an_error(student, tmp_path):
+    model = student("two-tower", SENTIMENT)
+    save_student(tmp_path, model, StudentDescription(SENTIMENT, 300))
+    change(tmp_path, "student.json", encoding={**model.text_encoding, "unicode": "1.0"})
+    load_saved_student(tmp_path)  # Python's tables of Unicode differ where no text may have it
+    change(tmp_path, "student.json", encoding={**model.text_encoding, "algorithm": "of another version"})
+    with pytest.raises(ModelError, match="reads texts with algorithm = 'of another version', and this version"):
+        load_saved_student(tmp_path)
+
+
 def test_a_newer_format_is_rejected_with_the_version_that_reads_it(student, tmp_path):
     save_student(tmp_path, student("two-tower", SENTIMENT), StudentDescription(SENTIMENT, 300))
     change(tmp_path, "student.json", format=2, versions={"fed-distill": "9.0"})

@@ -119,7 +119,7 @@ def test_the_verdict_names_the_controls_that_were_not_run(summary, missing, need
     assert verdict(summary).endswith(f"The share of the possible gain is unknown: {needed}.")
 
 
-@pytest.mark.parametrize(("suffix", "advised"), [("", True), ("-tiny", False)])
+@pytest.mark.parametrize(("suffix", "advised"), [("", True), ("-tiny", False), ("-tiny-2", False)])
 def test_a_teacher_no_better_than_chance_is_compared_with_chance(summary, suffix, advised):
     summary["name"] += suffix
     row, metric = summary["federations"][MAIN], summary["headline"]
