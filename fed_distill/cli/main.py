@@ -103,7 +103,7 @@ def run(
         again = f"fed-distill run {written} --resume" if tiny else "the same command and --resume"
         Console(stderr=True).print(f"stopped; continue with {again}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(STOPPED) from None
-    show(result.folder, "a tiny version for testing the file: its results are meaningless" if tiny else "")
+    show(result.folder)
 
 
 def config(

@@ -269,18 +269,29 @@ def _choose_texts(
     first_of_pair = chosen["text"] in firsts or (chosen["text"] in titles and len(titles) > 1)
     if others and (first_of_pair or task in PAIRED):
         chosen["pair"] = others[0]
-    elif others and not task and _contradicted(columns, chosen["label"], chosen["text"]) > _MOST_CONTRADICTED:
-        of_pair = {name: _contradicted(columns, chosen["label"], chosen["text"], name) for name in others}
-        chosen["pair"] = min(others, key=lambda name: of_pair[name])
+    elif others and not task and (first := _of_several_labels(columns, chosen["label"], [chosen["text"], *others])):
+        seconds = [name for name in (chosen["text"], *others) if name != first]
+        of_pair = {name: _contradicted(columns, chosen["label"], first, name) for name in seconds}
+        chosen["text"], chosen["pair"] = first, min(seconds, key=lambda name: of_pair[name])
         doubts.append(
-            f"each row is taken for a pair of {chosen['text']!r} and {chosen['pair']!r}, as many texts have several "
-            "labels; if one text is all: --task category"
+            f"each row is taken for a pair of {chosen['text']!r} and {chosen['pair']!r}, as many texts of the first "
+            "have several labels; if one text is all: --task category"
         )
     elif others and chosen["text"] not in singles:
         doubts.append(
             f"only column {chosen['text']!r} is read; if each row is a pair of texts: --pair NAME, for example "
             f"{others[0]}"
         )
+
+
+def _of_several_labels(columns: Mapping[str, ColumnContent], label: str, names: Sequence[str]) -> str:
+    """Return the column whose texts have several labels most often, as a query has; empty if none has often, or labels
+    are ratings, which people may give to one thing differently."""
+    if scale_of(columns[label].counts) is not None:
+        return ""
+    often = {name: _contradicted(columns, label, name) for name in names}
+    most = max(names, key=lambda name: often[name])
+    return most if often[most] > _MOST_CONTRADICTED else ""
 
 
 def _contradicted(columns: Mapping[str, ColumnContent], label: str, *texts: str) -> float:

@@ -88,8 +88,8 @@ def _language(found: Recognized, teacher: str) -> list[str]:
         if found.english:
             return []
         return [
-            "the texts are taken for English, which minilm reads: for other languages set teacher.model to the folder "
-            "of a multilingual encoder"
+            "the texts may not be English, which is all that minilm reads: for other languages set teacher.model to a "
+            "multilingual encoder, a folder or a hub id (docs: Use another teacher)"
         ]
     return [
         "the teacher is a small BERT from scratch: a pretrained encoder of the texts' language is better; set "

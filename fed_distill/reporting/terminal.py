@@ -12,7 +12,7 @@ from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting.headline import headline
 from fed_distill.reporting.store import REPORT, read_summary
 from fed_distill.reporting.tables import STAR, comparison_cells
-from fed_distill.reporting.wording import weak_teacher
+from fed_distill.reporting.wording import is_tiny, weak_teacher
 
 _DISPENSABLE = (
     "accuracy", "above fedavg", "worst tenth", "macro-F1", "merchants: mean", "worst", "gap closed in AUC", "AUC",
@@ -21,24 +21,25 @@ _DISPENSABLE = (
 """Columns that a narrow terminal omits, in this order; the headline metric is never omitted."""
 
 
-def show(folder: Path, note: str = "", console: Console | None = None) -> None:
+def show(folder: Path, console: Console | None = None) -> None:
     """Print the comparison of the finished run in ``folder``, a warning of a weak teacher, what the teacher and
-    federation add, a ``note`` if there is one, and the report's path."""
+    federation add, and the report's path; of a tiny run, that its results mean nothing, the comparison and the path."""
     console = console or Console()
     summary = read_summary(folder)
+    tiny = is_tiny(summary)
+    if tiny:
+        console.print("a tiny version for testing the file: its results are meaningless")
     table, left_out = _comparison(summary, console.width)
     console.print(table)
     if left_out:
         more = f"{left_out} more columns: in the report, and by fed-distill report {folder} --markdown"
         console.print(escape(more), highlight=False, soft_wrap=True)
-    if warning := weak_teacher(summary):
+    if not tiny and (warning := weak_teacher(summary)):
         console.print(escape(f"warning: {warning}"), highlight=False, soft_wrap=True)
-    if adds := headline(summary):
+    if not tiny and (adds := headline(summary)):
         console.print(adds, highlight=False)
     if is_private(summary["privacy"]):
         console.print(f"* {WHY}", highlight=False)
-    if note:
-        console.print(escape(note))
     console.print(f"report: {escape(str(folder / REPORT))}", soft_wrap=True)
 
 

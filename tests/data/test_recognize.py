@@ -125,7 +125,14 @@ def test_labels_that_one_text_cannot_have_belong_to_a_pair(tmp_path: Path) -> No
     path = write(tmp_path / "coppie.csv", ["articolo", "offerta", "esito"], rows)
     found = recognize(path, {})
     assert found.columns == {"text": "articolo", "pair": "offerta", "label": "esito"}
-    assert any("as many texts have several labels" in doubt for doubt in found.doubts)
+    assert any("as many texts of the first have several labels" in doubt for doubt in found.doubts)
+    turned = recognize(
+        write(tmp_path / "turned.csv", ["voce A", "voce B", "esito"], [(b, a, c) for a, b, c in rows]), {}
+    )
+    assert turned.columns == {"text": "voce B", "pair": "voce A", "label": "esito"}
+    stars = [(f"ottimo {one} {two}", f"prodotto {one}", str(two + 1)) for one in range(40) for two in range(5)]
+    rated = recognize(write(tmp_path / "stelle.csv", ["commento", "prodotto", "stelle"], stars), {})
+    assert rated.task == "sentiment" and "pair" not in rated.columns
     single = recognize(path, {}, "category")
     assert "pair" not in single.columns
 

@@ -43,9 +43,12 @@ def test_the_report_shows_it_as_text(folder):
         assert markup not in page
 
 
-def test_the_terminal_shows_no_markup_of_it(folder):
-    console = Console(record=True, width=300, force_terminal=True)
-    show(folder, note=f"worst: {EVIL}", console=console)
+def test_the_terminal_shows_no_markup_of_it(folder, tmp_path):
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary["federations"][EVIL] = summary["federations"][summary["federation"]]
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    console = Console(record=True, width=400, force_terminal=True)
+    show(tmp_path, console)
     assert EVIL in console.export_text()
 
 

@@ -13,15 +13,27 @@ from fed_distill.reporting.terminal import show
 @pytest.mark.parametrize("width", [60, 200])
 def test_the_headline_and_the_path_of_the_report_are_shown_at_any_width(run_folder, width):
     file = io.StringIO()
-    show(run_folder, "only [a] trial", Console(file=file, width=width))
-    header, *rows, note, report = file.getvalue().splitlines()
+    show(run_folder, Console(file=file, width=width))
+    header, *rows, report = file.getvalue().splitlines()
     more = [row for row in rows if "more columns: in the report, and by fed-distill report" in row]
     assert len(more) == 1, "what is left out is said, and where it is"
     rows = [row for row in rows if row not in more]
     assert header.split()[0] == "nDCG@10" and ("macro-F1" in header) == (width == 200)
     assert rows[0].startswith("teacher") and all(len(row) <= width for row in rows)
-    assert note == "only [a] trial"
     assert report == f"report: {run_folder / 'report.html'}"
+
+
+def test_a_tiny_run_draws_no_conclusion(run_folder):
+    path = run_folder / SUMMARY
+    summary = json.loads(path.read_text())
+    summary["name"] += "-tiny-2"
+    summary["teacher"][summary["headline"]] = 0.5
+    path.write_text(json.dumps(summary))
+    file = io.StringIO()
+    show(run_folder, Console(file=file, width=200))
+    first, *lines = file.getvalue().splitlines()
+    assert "its results are meaningless" in first
+    assert not any("adds" in line or "warning" in line for line in lines)
 
 
 def test_a_weak_teacher_is_warned_of_in_one_line(run_folder):
