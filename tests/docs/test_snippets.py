@@ -58,7 +58,7 @@ def test_commands_have_options_keys_and_files_that_exist(text):
     for words in commands(text):
         output = words.index(">") if ">" in words else len(words)
         name, parameters = parse(words[:output])
-        beside = {"study": ("name", "title", "seeds"), "tune": OF_THE_FILE}.get(name, ())
+        beside = {"study": ("name", "title", "seeds", "data_seeds"), "tune": OF_THE_FILE}.get(name, ())
         for setting in parameters.get("settings") or ():
             key, _ = parse_setting(setting)
             assert has_key(key) or key in beside, f"{name}: {key}"
