@@ -1,6 +1,7 @@
 """A protected run keeps its promise to the end, whatever its merchants' limits are, and says what it cost."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,7 +201,16 @@ def test_what_a_private_run_releases_does_not_depend_on_merchants_validation_exa
         folder, _ = simulate(tiny_experiment(tmp_path / name, changes))
         students.append(load_file(folder / "checkpoint/seed-0/federations/fedavg-kd/final.safetensors"))
         monkeypatch.setattr(Evaluator, "validation", upside_down(Evaluator.validation))
+        monkeypatch.setattr(Evaluator, "validation_resampled", turned(Evaluator.validation_resampled))
     assert any(not torch.equal(value, students[1][name]) for name, value in students[0].items()) is depends
+
+
+def turned(validation_resampled):
+    def negative(self, student):
+        score = validation_resampled(self, student)
+        return replace(score, value=-score.value, resamples=-score.resamples)
+
+    return negative
 
 
 def upside_down(validation):

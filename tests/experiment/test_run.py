@@ -100,6 +100,8 @@ def test_scores_are_those_of_the_stored_students(summary, recomputed, place, par
     counts = summary["by_merchant"]["counts"]
     assert set(counts) == set(by_merchant)
     enough = [name for name, count in counts.items() if count >= 20]  # of fewer an accuracy says little
+    if 2 * len(enough) < len(counts):
+        enough = list(counts)
     assert told["worst_merchant"]["accuracy"] == pytest.approx(min(by_merchant[name] for name in enough))
 
 
