@@ -6,13 +6,16 @@ import tomllib
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 import typer
 from pydantic import ValidationError
 
 from fed_distill.cli.main import app
-from fed_distill.config import Experiment, parse_setting
+from fed_distill.config import DataConfig, Experiment, parse_setting
 from fed_distill.config.keys import has_key
+from fed_distill.data import load
+from fed_distill.data.tasks import RELEVANCE
 from fed_distill.errors import ConfigError
 from fed_distill.merchant.manifest import Observing
 from fed_distill.serving.service_config import ServeConfig
@@ -92,6 +95,27 @@ def problem(text):
 @pytest.mark.parametrize("text", blocks("toml"))
 def test_toml_has_keys_that_exist(text):
     assert problem(text) is None
+
+
+TABLES = [text for text in blocks("toml") if tomllib.loads(text.values[0]).get("data", {}).get("dataset") == "table"]
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_a_table_is_read_as_it_is_written(text, tmp_path):
+    """Keys that exist may still not do together, such as a proxy set of public texts without any."""
+    data = tomllib.loads(text)["data"]
+    grades = RELEVANCE.classes
+    rows = [
+        {"text": f"query {query}", "pair": f"title {query} {grade} {shop}", "label": grade, "merchant": f"shop {shop}"}
+        for shop in range(6)
+        for query in range(40)
+        for grade in grades
+    ]
+    columns = data["options"]["columns"]
+    table = pd.DataFrame([{columns[role]: row[role] for role in columns} for row in rows])
+    table.to_csv(tmp_path / "table.csv", index=False)
+    options = {**data["options"], "path": tmp_path / "table.csv"}
+    assert len(load(DataConfig.model_validate({**data, "options": options})).merchants) > 0
 
 
 def test_a_wrong_key_is_found():
