@@ -1,8 +1,8 @@
 """Domain-adaptive distillation of one student: fine-tune, distil from the teacher, fine-tune again.
 
 Each stage is evaluated on validation data and undone unless the score rises by more than its standard error (the "one
-standard error" rule; Breiman et al. 1984, "Classification and regression trees", section 3.4.3): a smaller rise is
-likely chance, and costs on other data as often as it helps. The caller provides training and evaluation.
+standard error" rule; Breiman et al. 1984, "Classification and regression trees", section 3.4.3), as a smaller rise is
+likely chance. On other data a stage that was kept may still be worse. The caller provides training and evaluation.
 """
 
 from collections.abc import Callable, Sequence
