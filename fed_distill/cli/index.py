@@ -45,6 +45,7 @@ def index(
     ] = SearchEngine.EXACT,
     id_column: Annotated[str, typer.Option(help="column of unique ids")] = "id",
     title_column: Annotated[str, typer.Option(help="column of titles")] = "title",
+    encoding: Annotated[str, typer.Option(help="encoding of a file that is in neither UTF-8 nor UTF-16")] = "",
     threads: Annotated[int, typer.Option(min=1, max=_THREADS, help="threads that build the graph of usearch")] = 1,
     variant: Annotated[str | None, typer.Option(help="variant of an export; default: float32")] = None,
 ) -> None:
@@ -63,7 +64,7 @@ def index(
 
     check_folder(to)
     model = _loaded(student, variant)
-    file = read_products(catalogue, id_column, title_column, model.max_characters)
+    file = read_products(catalogue, id_column, title_column, model.max_characters, encoding)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     began = time.perf_counter()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:

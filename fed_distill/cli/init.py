@@ -69,13 +69,13 @@ def init(
     chosen = {role: column for role, column in given.items() if column is not None}
     found = recognize(table, chosen, task or "", named, meaning or ())
     found = replace(found, doubts=(*doubts, *found.doubts))
-    content, more = starter(found, target)
+    content, notes = starter(found, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, content)
-    _say(found, format_text, (*found.doubts, *more), target)
+    _say(found, format_text, notes, target)
 
 
-def _say(found: "Recognized", format_text: str, doubts: tuple[str, ...], target: Path) -> None:
+def _say(found: "Recognized", format_text: str, notes: list[str], target: Path) -> None:
     from fed_distill.text.words import one_line
 
     console = Console()
@@ -97,7 +97,8 @@ def _say(found: "Recognized", format_text: str, doubts: tuple[str, ...], target:
     line("labels", ", ".join(shown[:_SHOWN]) + more)
     if found.dropped:
         line("dropped", ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items()))
-    for doubt in doubts:
-        console.print(f"[yellow]not certain:[/] {escape(one_line(doubt))}", soft_wrap=True, highlight=False)
+    for title, lines in (("not certain", found.doubts), ("note", notes)):
+        for one in lines:
+            console.print(f"[yellow]{title}:[/] {escape(one_line(one))}", soft_wrap=True, highlight=False)
     file = one_line(str(target))
     console.print(escape(f"written: {file}; run it: fed-distill run {shlex.quote(file)}"), soft_wrap=True)

@@ -5,6 +5,7 @@ A user's mistake gives one message and exit code 2, never a traceback. Slow impo
 """
 
 import itertools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,18 @@ def proxy(
     examples = load(experiment.data).proxy
     write_texts(out, examples)
     sys.stdout.write(f"{len(examples):,} examples of the proxy set: {out}\n")
+
+
+@data_app.command(epilog="Example: fed-distill data sample --to sample")
+def sample(
+    to: Annotated[Path, typer.Option(help="folder of the files")] = Path("."),
+) -> None:
+    """Write tables of a generated marketplace, to try the commands on: grades.csv, reviews.csv and products.csv."""
+    from fed_distill.data.sample import write_sample
+
+    for path, rows in write_sample(to).items():
+        sys.stdout.write(f"{path}: {rows:,} rows\n")
+    sys.stdout.write(f"begin with: fed-distill init {shlex.quote(str(to / 'grades.csv'))}\n")
 
 
 @data_app.command("list", epilog="Example: fed-distill data list")

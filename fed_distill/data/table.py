@@ -1,6 +1,5 @@
 """A user's table, as a dataset for every task."""
 
-import codecs
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,6 +25,7 @@ from fed_distill.data.tasks import (
     label_reader,
     label_text,
 )
+from fed_distill.data.text_format import check_encoding
 from fed_distill.errors import ConfigError, DataError
 
 _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
@@ -83,11 +83,9 @@ class Table:
 
     def __post_init__(self) -> None:
         try:
-            codecs.lookup(self.encoding or "utf-8")
-        except LookupError as error:
-            raise ValueError(
-                f"encoding {self.encoding!r} is unknown: use a name such as windows-1252 or latin-1"
-            ) from error
+            check_encoding(self.encoding or "utf-8")
+        except DataError as error:
+            raise ValueError(str(error)) from error
         for option, roles in (("columns", [role.name for role in fields(Columns)]), ("catalogue_columns", _TEXT_ROLES)):
             unknown = sorted(set(getattr(self, option)) - set(roles))
             if unknown:

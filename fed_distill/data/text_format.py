@@ -82,11 +82,20 @@ def is_compressed(path: Path) -> bool:
         return file.read(len(_GZIP)) == _GZIP
 
 
+def check_encoding(name: str) -> None:
+    """Raise DataError unless Python reads texts in the encoding ``name``."""
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError) as error:
+        raise DataError(f"encoding {name!r} is unknown: use a name such as windows-1252 or latin-1") from error
+
+
 def encoding_of(path: Path, otherwise: str = "") -> str:
     """Return the encoding of a text file, by its Python name.
 
     :param otherwise: encoding of a file that is in neither UTF-8 nor UTF-16
-    :raises DataError: the file is in another encoding than these; the message has the first such line
+    :raises DataError: the file is in another encoding than these, and the message has the first such line; or
+        ``otherwise`` is no encoding
     """
     with unpacked(path) as file:
         start = file.read(_SAMPLE)
@@ -102,9 +111,11 @@ def encoding_of(path: Path, otherwise: str = "") -> str:
         return "utf-8"
     if not otherwise:
         raise DataError(
-            f"{path}, line {line}: the text is not in UTF-8: save the file in UTF-8 (in a spreadsheet: CSV UTF-8), or, "
-            "in an experiment on the dataset `table`, name its encoding: data.options.encoding = 'windows-1252'"
+            f"{path}, line {line}: the text is not in UTF-8: save the file in UTF-8 (in a spreadsheet: CSV UTF-8), or "
+            "name its encoding: data.options.encoding = 'windows-1252' in an experiment on the dataset `table`, "
+            "--encoding windows-1252 of init and index"
         )
+    check_encoding(otherwise)
     line = _line_not_in(path, otherwise)
     if line is not None:
         raise DataError(f"{path}, line {line}: the text is not in {otherwise}: correct the name of the encoding")

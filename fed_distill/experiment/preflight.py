@@ -19,7 +19,8 @@ from fed_distill.methods import METHODS
 from fed_distill.methods import checks as methods
 from fed_distill.methods.base import Method
 from fed_distill.models import TextModel, build_student, load_teacher
-from fed_distill.training.choosing import build_trainer
+from fed_distill.models.precision import check_precision
+from fed_distill.training.choosing import build_trainer, chosen_device
 from fed_distill.training.robust import check_robust
 from fed_distill.transport import checks as transport
 
@@ -92,11 +93,17 @@ def check_models(experiment: Experiment, data: FederatedData) -> list[TextModel]
         teacher = teachers[0]
         for model in teachers if experiment.teacher.masked.epochs else ():
             check_token_model(model)
+        device = chosen_device(experiment.runtime.device)
+        for model, (member, _) in zip(teachers, experiment.teacher.members(), strict=True):
+            check_precision(model, task.pair, member.precision, device, "teacher.precision")
         for name in experiment.student.models():
             student = build_student(name, experiment.student.options_of(name), task, teacher, texts)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
             mechanism.check_student(student)
+            check_precision(
+                student, task.pair, experiment.training.of_merchants().precision, device, "training.precision"
+            )
             if experiment.student.masked.epochs:
                 check_token_model(student)
         for assistant in experiment.distill.assistants:

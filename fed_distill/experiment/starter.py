@@ -40,7 +40,7 @@ _ASCII_SHARE = 0.9
 
 
 def starter(found: Recognized, file: Path) -> tuple[str, list[str]]:
-    """Return the TOML text of a first experiment, and doubts about its settings.
+    """Return the TOML text of a first experiment, and notes on its settings.
 
     The settings are those of the quickstart, reduced for a few minutes on two cores. The data are read and split, and
     every model is built, before the text is returned.
@@ -55,16 +55,16 @@ def starter(found: Recognized, file: Path) -> tuple[str, list[str]]:
             f"{found.path} has {found.rows} rows: to train, validate and test at several merchants takes "
             f"{LEAST_ROWS} or more, and a useful student thousands: add rows"
         )
-    merchants, doubts = _merchants(found)
+    merchants, notes = _merchants(found)
     if found.rows < _ENOUGH:
-        doubts.append(
+        notes.append(
             f"{found.rows:,} rows show that the file works, and too few to measure a gain: that takes thousands"
         )
     teacher = "minilm" if _has_minilm() and found.ascii_share >= _ASCII_SHARE else "bert-small"
-    doubts += _language(found, teacher)
+    notes += _language(found, teacher)
     problem: DataError | None = None
     for changes in _ATTEMPTS:
-        text = _written(found, file, {**merchants, **changes}, teacher, doubts, _PROXY_SIZE)
+        text = _written(found, file, {**merchants, **changes}, teacher, notes, _PROXY_SIZE)
         try:
             experiment = Experiment.parse(tomllib.loads(text), str(found.path))
             check_settings(experiment)
@@ -73,8 +73,8 @@ def starter(found: Recognized, file: Path) -> tuple[str, list[str]]:
         except DataError as error:
             problem = error
         else:
-            doubts += _repetition(found, data)
-            return _written(found, file, {**merchants, **changes}, teacher, doubts, len(data.proxy)), doubts
+            notes += _repetition(found, data)
+            return _written(found, file, {**merchants, **changes}, teacher, notes, len(data.proxy)), notes
     raise DataError(f"{found.path}: no split of these rows can be trained on: {problem}") from problem
 
 
@@ -115,7 +115,7 @@ def _public_columns(found: Recognized) -> list[str]:
 
 
 def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
-    """Return the keys of [data] that say who the merchants are, and doubts."""
+    """Return the keys of [data] that say who the merchants are, and notes."""
     for least in (30, 15, 8):
         if sum(size >= least for size in found.sizes.values()) >= _CLIENTS:
             return {"min_rows": least}, []
@@ -137,18 +137,18 @@ def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
 
 
 def _written(
-    found: Recognized, file: Path, data: Mapping[str, Any], teacher: str, doubts: Sequence[str], proxy_size: int
+    found: Recognized, file: Path, data: Mapping[str, Any], teacher: str, notes: Sequence[str], proxy_size: int
 ) -> str:
     """Return the file's text."""
     steps = max(40, min(200, found.rows // 16))
     name = one_line(str(file))
-    unsure = "".join(f"# - {one_line(doubt)}\n" for doubt in (*found.doubts, *doubts))
+    told = (("Not certain", found.doubts), ("Notes", notes))
     dropped = ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items())
     parts = [
         f"# A first experiment on {one_line(found.path.name)}, by `fed-distill init`. Run it: fed-distill run {name}\n",
         f"# `fed-distill data describe {name}` shows how the rows are cleaned and split, and "
         "`fed-distill keys data` all keys.\n",
-        f"#\n# Not certain:\n{unsure}" if unsure else "",
+        *(f"#\n# {title}:\n" + "".join(f"# - {one_line(one)}\n" for one in lines) for title, lines in told if lines),
         _toml({"name": as_name(file.stem)}),
         "# What the methods are compared with: labels alone, the server alone, each merchant alone, all data in one "
         "place, no teacher.\n",

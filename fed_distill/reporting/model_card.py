@@ -270,7 +270,7 @@ def _byzantine(summary: Mapping[str, Any]) -> str:
 
 
 def _rows(summary: Mapping[str, Any]) -> str:
-    controls = [f"the control *{name}* ({wording.ROW_NAMES[name]})" for name in summary["controls"]]
+    controls = [f"*{wording.ROW_NAMES[name]}* (control `{name}`)" for name in summary["controls"]]
     compared = [f"*{title}* (compared)" for title in summary["federations"] if title != summary["federation"]]
     return ", ".join(["the *teacher*", *controls, *compared])
 

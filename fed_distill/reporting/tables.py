@@ -9,7 +9,7 @@ from fed_distill.evaluation.metrics import SCORES
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.headline import compared
-from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN, duration, number, percent, size
+from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, duration, number, percent, size
 
 STAR = " *"
 """Marks figures without protection in a private run."""
@@ -76,7 +76,7 @@ def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     """Return the comparison as text with a header; ± is the half-width of the 95 % interval, see ``headline.covers``.
 
-    For a private run, a star marks rows and columns that are not covered by the guarantee. Columns without a value in
+    Controls have the names of ``ROW_NAMES``. For a private run, a star marks rows and columns that are not covered by the guarantee. Columns without a value in
     any row are left out, such as the gap closed in AUC where pooling is not above the server's student in AUC.
     """
     metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
@@ -87,7 +87,8 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     header += [*("gap closed", "gap closed in AUC")[: len(gaps)], "up / down a round", "time"]
     lines = [header]
     for row in comparison_table(summary).to_dict("records"):
-        name = str(row["name"]) + (STAR if row.get("protected") is False else "")
+        name = ROW_NAMES[row["name"]] if row["kind"] == "control" else str(row["name"])
+        name += STAR if row.get("protected") is False else ""
         cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
         cells += [number(_value(row, "worst_tenth"), 3), *(compared(_above(row, one)) for one in REFERENCES)]

@@ -22,16 +22,19 @@ class ProductsFile:
     first_skipped: tuple[str, ...]
 
 
-def read_products(path: Path, id_column: str, title_column: str, max_characters: int) -> ProductsFile:
+def read_products(
+    path: Path, id_column: str, title_column: str, max_characters: int, encoding: str = ""
+) -> ProductsFile:
     """Read a catalogue; rows whose title is empty or has more than ``max_characters`` characters are skipped.
 
+    :param encoding: of a text file that is in neither UTF-8 nor UTF-16
     :raises DataError: the file or a column cannot be read, an id is empty or occurs twice, or no title is usable; the
         message has the number of the row, from 1
     """
     for name, option in ((id_column, "--id-column"), (title_column, "--title-column")):
         if not name:
             raise DataError(f"{option} is empty: name a column of {path}")
-    columns = read_columns(path, [id_column, title_column], "--id-column and --title-column")
+    columns = read_columns(path, [id_column, title_column], "--id-column and --title-column", encoding)
     ids, titles = texts_of(path, columns, id_column), texts_of(path, columns, title_column)
     rows: dict[str, int] = {}
     products: list[Product] = []

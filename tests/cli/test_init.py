@@ -131,6 +131,13 @@ def test_an_unfit_table_names_the_remedy_and_nothing_is_written(entered, here, n
     assert not list(here.glob("*.toml"))
 
 
+def test_an_unknown_encoding_is_refused(entered, here):
+    (here / "table.csv").write_bytes("text,label\ncafé,x\n".encode("latin-1"))
+    code, out, errors = entered("init", "table.csv", "--encoding", "klingon")
+    assert (code, out) == (2, "")
+    assert "encoding 'klingon' is unknown: use a name such as windows-1252 or latin-1" in errors
+
+
 FORGED = '3\n[privacy]\nunit = "none"\n#\x1b[2J\x01'
 
 
@@ -183,7 +190,8 @@ def test_minilm_is_doubted_unless_the_texts_are_surely_english(entered, here, wo
     assert code == 0, errors
     text = (here / "table.toml").read_text(encoding="utf-8")
     assert Experiment.read("table.toml").teacher.model == "minilm"
-    advice = "for other languages set teacher.model to the folder of a multilingual encoder"
+    assert "not certain: the texts may not be English" not in out, "a remark on settings is a note"
+    advice = "for other languages set teacher.model to a multilingual encoder"
     assert (advice in out) is (advice in text) is not sure
 
 

@@ -78,7 +78,11 @@ def test_personal_adaptation_is_marked(sample):
 def test_the_same_is_marked_in_tables(private_summary, summary):
     header, *rows = comparison_cells(private_summary)
     assert [name for name in header if name.endswith("*")] == ["merchants: mean *", "worst *", "worst tenth *"]
-    assert [row[0] for row in rows if row[0].endswith("*")] == ["local *", "pooled *", "fedavg *"]
+    assert [row[0] for row in rows if row[0].endswith("*")] == [
+        "each merchant alone *",
+        "all data pooled *",
+        "FedAvg, no teacher *",
+    ]
     assert not any("*" in cell for row in comparison_cells(summary) for cell in row)
     assert list(comparison_table(private_summary)["protected"])[1:] == [True, False, False, False, True, True, True]
     assert WHY in markdown_table(private_summary) and f"| **{MAIN}** |" in markdown_table(private_summary)

@@ -44,7 +44,7 @@ def test_the_student_stands_beside_its_controls_with_intervals(card, summary):
     assert f"{value:.4f} ± {half:.4f}" in rows["**fedavg-kd+fedsubavg**"]
     value, half = summary["controls"]["server"]["ndcg@10"], summary["intervals"]["controls"]["server"]["ndcg@10"]
     assert f"{value:.4f} ± {half:.4f}" in rows["server"]
-    assert "the control *pooled* (all data pooled)" in text
+    assert "*all data pooled* (control `pooled`)" in text
     assert "over 3 seeds; the weights in this folder are those of seed 0" in text
 
 

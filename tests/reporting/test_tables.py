@@ -89,6 +89,7 @@ def test_the_markdown_table_writes_the_summarys_numbers(summary):
     assert "611\u202fkB / 1.2\u202fMB" in main
     teacher = next(line for line in lines if line.startswith("| teacher"))
     assert "0.9660 |" in teacher
+    assert any(line.startswith("| server alone |") for line in lines), "controls have the names of a study's tables"
 
 
 @pytest.mark.parametrize(

@@ -46,3 +46,16 @@ def test_a_missing_column_names_the_option(tmp_path):
     path.write_text("id,name\n1,a\n")
     with pytest.raises(DataError, match=r"has no column 'title'; it has: id, name. Name the columns under --id-column"):
         read_products(path, "id", "title", 20)
+
+
+def test_an_old_encoding_is_named(tmp_path):
+    path = tmp_path / "catalogue.csv"
+    path.write_bytes("id,title\n1,Kaffeemühle\n".encode("latin-1"))
+    assert read_products(path, "id", "title", 20, "latin-1").products == (Product("1", "Kaffeemühle"),)
+    with pytest.raises(
+        DataError, match=r"line 2: the text is not in UTF-8: .* --encoding windows-1252 of init and index"
+    ):
+        read_products(path, "id", "title", 20)
+    for name in ("klingon", "rot13", "a\0b"):
+        with pytest.raises(DataError, match=r"encoding .* is unknown: use a name such as windows-1252"):
+            read_products(path, "id", "title", 20, name)
