@@ -8,13 +8,26 @@ from collections.abc import Iterator
 
 from fed_distill.registry import Registry
 
-_PROGRAM_GIVEN = {"classes", "pair", "teacher", "max_length", "task"}
+_PROGRAM_GIVEN = {"classes", "pair", "teacher", "texts", "max_length", "task"}
 
 
 def option_rows(registry: Registry, name: str) -> tuple[str, str, str]:
     """Return name, options with their defaults, and the first sentence about ``name``."""
     thing = registry.resolve(name)
     return name, "\n".join(_options(thing)), _first_sentence(thing)
+
+
+def description(registry: Registry, name: str) -> str:
+    """Return what the docstrings of a part and of its module say, which name its paper, and its options with their
+    defaults.
+
+    :raises ConfigError: the registry has no such part
+    """
+    thing = registry.resolve(name)
+    module, own = inspect.getdoc(sys.modules[thing.__module__]) or "", inspect.getdoc(thing) or ""
+    options = "\n".join(f"    {option}" for option in _options(thing))
+    parts = [f"{registry.kind} {name}", module, "" if own in module else own, options and f"Options:\n{options}"]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _options(thing: type) -> Iterator[str]:

@@ -4,10 +4,11 @@ A user's mistake gives one message and exit code 2, never a traceback. Slow impo
 ``--help`` is fast.
 """
 
+import difflib
 import itertools
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -31,7 +32,7 @@ from fed_distill.cli.serve import serve
 from fed_distill.cli.sites import sites_app
 from fed_distill.cli.study import study
 from fed_distill.cli.tune import tune
-from fed_distill.errors import FedDistillError
+from fed_distill.errors import ConfigError, FedDistillError
 
 if TYPE_CHECKING:
     from fed_distill.config import Experiment
@@ -68,6 +69,7 @@ def options(
 
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
+Part = Annotated[str | None, typer.Argument(metavar="[NAME]", help="describe this one in full", show_default=False)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a key, for example federation.rounds=3")
 ]
@@ -204,30 +206,29 @@ def sample(
 
 
 @data_app.command("list", epilog="Example: fed-distill data list")
-def list_datasets() -> None:
-    """List the built-in datasets and their options."""
+def list_datasets(name: Part = None) -> None:
+    """List the built-in datasets and their options, or describe one."""
     from fed_distill.data import DATASETS
 
-    _print_registry(DATASETS)
+    _print_parts([DATASETS], name)
 
 
-def methods() -> None:
-    """List the federated methods, aggregators, codec stages and attacks of Byzantine merchants, with their options."""
+def methods(name: Part = None) -> None:
+    """List the federated methods, aggregators, codec stages and attacks of Byzantine merchants, with their options; or
+    describe one, with its paper."""
     from fed_distill.adversaries import ATTACKS
     from fed_distill.aggregation import AGGREGATORS
     from fed_distill.methods import METHODS
     from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 
-    for registry in (METHODS, AGGREGATORS, UPDATE_STAGES, SOFT_LABEL_STAGES, ATTACKS):
-        _print_registry(registry)
+    _print_parts([METHODS, AGGREGATORS, UPDATE_STAGES, SOFT_LABEL_STAGES, ATTACKS], name)
 
 
-def models() -> None:
-    """List the teachers and students, with their options."""
+def models(name: Part = None) -> None:
+    """List the teachers and students, with their options, or describe one."""
     from fed_distill.models import STUDENTS, TEACHERS
 
-    _print_registry(TEACHERS)
-    _print_registry(STUDENTS)
+    _print_parts([TEACHERS, STUDENTS], name)
 
 
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
@@ -238,7 +239,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         tune: "tune experiments/tune.toml --set trials=40",
         config: "config experiments/quickstart.toml --flower > run.toml",
         keys: "keys federation.rounds",
-        methods: "methods",
+        methods: "methods expert-fd",
         models: "models",
     },
     "Look at results": {
@@ -315,6 +316,22 @@ def _announce(experiment: "Experiment") -> None:
     if "progress" in experiment.runtime.callbacks and experiment.runtime.logs != "json":
         text = f"run {experiment.name}: loading libraries and the data ({experiment.data.dataset})"
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_parts(registries: Sequence["Registry"], name: str | None) -> None:
+    """Print the tables of registries, or what is called ``name`` in any of them."""
+    from fed_distill.cli.listing import description
+
+    if name is None:
+        for registry in registries:
+            _print_registry(registry)
+        return
+    found = [description(registry, name) for registry in registries if name in registry]
+    if not found:
+        names = sorted({known for registry in registries for known in registry})
+        near = difflib.get_close_matches(name, names, n=3) or names
+        raise ConfigError(f"nothing is called {name!r}; did you mean {', '.join(near)}?")
+    sys.stdout.write("\n\n\n".join(found) + "\n")
 
 
 def _print_registry(registry: "Registry") -> None:

@@ -170,7 +170,10 @@ class Deployment:
         compose = templates.SERVER_COMPOSE.substitute(filled, proxy="" if self.local else templates.PROXY_SERVICE)
         self._text(server / "compose.yaml", compose)
         doors = templates.LOCAL_DOORS if self.local else templates.DOORS
-        instructions = templates.OPERATOR_INSTRUCTIONS.substitute(filled, doors=doors.substitute(filled))
+        rehearsal = "" if self.assigned is None else templates.REHEARSAL.substitute(filled)
+        instructions = templates.OPERATOR_INSTRUCTIONS.substitute(
+            filled, doors=doors.substitute(filled), rehearsal=rehearsal
+        )
         self._text(self.folder / "INSTRUCTIONS.md", instructions)
 
     def _write_site(self, name: str) -> None:

@@ -296,7 +296,7 @@ server's certificates: keep it offline; only `fed-distill sites init --renew` ne
 generated at the site and never leaves it.
 
 Activate the environment that created this folder. The commands can be run from any folder.
-
+$rehearsal
 ## Set up
 1. **Start the server**: `$folder/server/start.sh`; or `systemctl enable --now $folder/server/$unit`; or
    `docker compose up -d` in `server/`. It listens at 127.0.0.1:$inner, for this machine only.
@@ -335,6 +335,21 @@ delete the run here.
   server and its proxy. Sites need no new file. A site that met an expired certificate has exited with an error: systemd
   and Docker restart it, otherwise its staff must.
 """)
+
+REHEARSAL = Template("""
+## Rehearse
+The sites of this rehearsal are in `sites/`, have merchants of the simulation, and have joined. Each of the first three
+commands runs in a terminal of its own; a site has a port of its own:
+
+    $folder/server/start.sh
+    $folder/server/register.sh                     # registers the sites, once
+    PORT=9101 $folder/sites/NAME/start.sh          # for each site, with another port
+    fed-distill sites check $folder
+    fed-distill sites run EXPERIMENT $folder
+
+EXPERIMENT is the file from which this folder was made. What follows is for real sites.
+""")
+"""Section of the operator's instructions, for a rehearsal on one machine."""
 
 DOORS = Template("""\
 2. **Publish it**: Flower serves sites and operators on one port, without authentication of operators, so that the

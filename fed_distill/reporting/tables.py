@@ -76,8 +76,9 @@ def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     """Return the comparison as text with a header; ± is the half-width of the 95 % interval, see ``headline.covers``.
 
-    Controls have the names of ``ROW_NAMES``. For a private run, a star marks rows and columns that are not covered by the guarantee. Columns without a value in
-    any row are left out, such as the gap closed in AUC where pooling is not above the server's student in AUC.
+    Controls have the names of ``ROW_NAMES``. For a private run, a star marks rows and columns that are not covered by
+    the guarantee. Columns without a value in any row are left out, such as the gap closed in AUC where pooling is not
+    above the server's student in AUC.
     """
     metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
     gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]

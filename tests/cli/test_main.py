@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fed_distill.adversaries import ATTACKS
 from fed_distill.aggregation import AGGREGATORS
+from fed_distill.cli.listing import description
 from fed_distill.cli.main import app
 from fed_distill.config import Experiment
 from fed_distill.data import DATASETS
@@ -330,6 +332,39 @@ def test_every_registered_name_is_listed_with_its_options(entered, words, regist
         assert f"{registry.kind}s" in out
         assert set(registry) <= set(first_words)
     assert all(option in out for option in options)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["methods", "expert-fd"], ["method expert-fd", "DaFKD", "answer_share: share of", "    answer_share=0.25"]),
+        (
+            ["methods", "fedavg"],
+            ["method fedavg", "aggregator fedavg", "McMahan et al.", "    server_learning_rate=1.0"],
+        ),
+        (["methods", "svd"], ["weight stage svd", "    rank"]),
+        (["models", "bert-small"], ["teacher bert-small", "    layers="]),
+        (["data", "list", "wands"], ["dataset wands", "    path"]),
+    ],
+)
+def test_a_part_is_described_with_its_paper_and_options(entered, words, said):
+    """In all registries of the command in which it is."""
+    code, out, errors = entered(*words)
+    assert code == 0, errors
+    assert all(text in out for text in said)
+
+
+@pytest.mark.parametrize("words", [["methods", "fedavgs"], ["models", "two-towers"], ["data", "list", "marketplaces"]])
+def test_a_part_that_does_not_exist_is_an_error_with_near_names(entered, words):
+    code, out, errors = entered(*words)
+    assert (code, out) == (2, "")
+    assert f"nothing is called {words[-1]!r}; did you mean {words[-1][:-1]}" in errors
+
+
+def test_every_part_can_be_described():
+    for registry in (METHODS, AGGREGATORS, UPDATE_STAGES, SOFT_LABEL_STAGES, TEACHERS, STUDENTS, DATASETS, ATTACKS):
+        for name in registry:
+            assert description(registry, name).startswith(f"{registry.kind} {name}\n\n")
 
 
 def test_every_listed_part_says_what_it_is(entered):

@@ -255,3 +255,14 @@ def test_the_texts_leave_nothing_unfilled(deployment, invited):
         for name in ("INSTRUCTIONS.md", "server/fed-distill-server.service", "sites/north/INSTRUCTIONS.md"):
             assert "$" not in (folder / name).read_text(encoding="utf-8")
     assert "$" not in (deployment / "sites" / "north" / "fed-distill-site.service").read_text(encoding="utf-8")
+
+
+def test_the_instructions_of_a_rehearsal_begin_with_it(deployment, invited):
+    text = (deployment / "INSTRUCTIONS.md").read_text(encoding="utf-8")
+    section = text[text.index("## Rehearse") : text.index("## Set up")]
+    programs = re.findall(rf"{deployment.absolute()}/(server/\w+\.sh)", section)
+    assert programs == ["server/start.sh", "server/register.sh"]
+    assert all(os.access(deployment / program, os.X_OK) for program in programs)
+    assert f"PORT=9101 {deployment.absolute()}/sites/NAME/start.sh" in section
+    assert os.access(deployment / "sites" / "north" / "start.sh", os.X_OK)
+    assert "Rehearse" not in (invited / "INSTRUCTIONS.md").read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ def shown(outputs, code, kind="text/plain"):
 def test_the_quickstart_shows_what_teacher_and_federation_add(tmp_path, monkeypatch):
     outputs = executed("quickstart", tmp_path, monkeypatch)
     table = shown(outputs, "run(Experiment.read", "text/html")
-    assert all(f"<td>{row}</td>" in table for row in ("student", "server", "local", "pooled", "fedavg-kd"))
+    assert all(f"<td>{row}</td>" in table for row in ("server alone", "all data pooled", "fedavg-kd"))
     lines = shown(outputs, "the teacher adds").splitlines()
     adds = {
         line.rsplit(None, 1)[0]: float(line.rsplit(None, 1)[1]) for line in lines if "add" in line or "alone" in line
