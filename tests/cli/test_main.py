@@ -340,7 +340,7 @@ def test_every_registered_name_is_listed_with_its_options(entered, words, regist
         (["methods", "expert-fd"], ["method expert-fd", "DaFKD", "answer_share: share of", "    answer_share=0.25"]),
         (
             ["methods", "fedavg"],
-            ["method fedavg", "aggregator fedavg", "McMahan et al.", "    server_learning_rate=1.0"],
+            ["method fedavg", "aggregator fedavg", "McMahan et al.", "    weight='examples'"],
         ),
         (["methods", "svd"], ["weight stage svd", "    rank"]),
         (["models", "bert-small"], ["teacher bert-small", "    layers="]),
