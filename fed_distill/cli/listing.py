@@ -27,7 +27,7 @@ def description(registry: Registry, name: str) -> str:
     module, own = inspect.getdoc(sys.modules[thing.__module__]) or "", inspect.getdoc(thing) or ""
     options = "\n".join(f"    {option}" for option in _options(thing))
     parts = [f"{registry.kind} {name}", module, "" if own in module else own, options and f"Options:\n{options}"]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in parts if part).replace("``", "`")
 
 
 def _options(thing: type) -> Iterator[str]:

@@ -16,12 +16,17 @@ _SUGGESTED = 3
 """Number of keys of one name up to which they are suggested; more would say nothing."""
 
 
+_TABLES = (".csv", ".csv.gz", ".tsv", ".parquet", ".jsonl")
+
+
 def read_toml(path: Path | str, what: str) -> dict[str, Any]:
     """Read a TOML file.
 
     :param what: the file's role in messages, for example ``experiment``
     :raises ConfigError: the file cannot be read, or is not valid TOML
     """
+    if Path(path).name.endswith(_TABLES):
+        raise ConfigError(f"{path} is a table and no {what}: `fed-distill init {path}` writes an experiment on it")
     try:
         content = Path(path).read_bytes()
     except IsADirectoryError as error:

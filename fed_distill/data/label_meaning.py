@@ -12,31 +12,36 @@ from fed_distill.data.tasks import RELEVANCE, SENTIMENT
 
 _GRADES = {
     "exact": "e exact perfect excellent best relevant highlyrelevant passend genau exakt relevante pertinent exacte "
-    "parfait exacto exacta perfecto esatto perfetto pertinente exato dokladny trafny точный релевантный "
-    "精确 完全 完全匹配 相关 完全一致 一致 정확",
-    "substitute": "s substitute substitut partial partially similar good fair ersatz ersatzprodukt alternative "
-    "teilweise ahnlich partiel similaire remplacement sustituto parcial sostituto parziale substituto zamiennik "
-    "замена частичный похожий 替代 替代品 部分 部分一致 대체",
-    "complement": "c complement accessory accessories zubehor erganzung complementaire accessoire complemento "
-    "accesorio complementario accessorio acessorio akcesorium akcesoria дополнение аксессуар 互补 配件 补充",
-    "irrelevant": "i irrelevant notrelevant bad poor none unpassend nichtrelevant falsch nonpertinent horssujet "
-    "irrelevante norelevante nonrilevante irrilevante nieistotny нерелевантный 不相关 无关 無関係 不一致 무관",
+    "tammatch tameslesme tam eslesen volledig precies treffend parfait exacto exacta perfecto esatto perfetto "
+    "pertinente exato dokladny trafny точный релевантный 精确 完全 完全匹配 相关 完全一致 一致 정확",
+    "substitute": "s substitute substitut partial partially similar good fair ersatz ersatzprodukt alternative ikame "
+    "muadil kismi vervanger vervangend vervanging alternatief gedeeltelijk teilweise ahnlich partiel similaire "
+    "remplacement sustituto parcial sostituto parziale substituto zamiennik замена частичный похожий 替代 替代品 部分 "
+    "部分一致 대체",
+    "complement": "c complement tamamlayici aksesuar aanvulling aanvullend accessoire toebehoren bijpassend accessory "
+    "accessories zubehor erganzung complementaire accessoire complemento accesorio complementario accessorio "
+    "acessorio akcesorium akcesoria дополнение аксессуар 互补 配件 补充",
+    "irrelevant": "i irrelevant ilgisiz alakasiz nietrelevant nietpassend notrelevant bad poor none "
+    "unpassend nichtrelevant falsch nonpertinent horssujet irrelevante norelevante nonrilevante irrilevante nieistotny "
+    "нерелевантный 不相关 无关 無関係 不一致 무관",
 }
 _YES = (
-    "yes true match matches same equal recommend recommended click clicked buy bought ja wahr gleich gleiche identisch "
-    "empfehlen oui vrai identique meme si verdadero igual mismo vero uguale sim tak да 是 相同 はい 同じ"
+    "evet ayni yes true match matches same equal recommend recommended click clicked buy bought ja wahr gleich "
+    "gleiche identisch empfehlen oui vrai identique meme si verdadero igual mismo vero uguale sim tak да 是 相同 はい "
+    "同じ"
 )
 _NO = (
-    "no false nomatch mismatch different other notrecommend notclicked nein falsch verschieden unterschiedlich andere "
-    "non faux different distinto diferente falso diverso nao nie нет 否 不同 いいえ 異なる"
+    "hayir farkli anders verschillend onjuist no false nomatch mismatch different other notrecommend notclicked "
+    "nein falsch verschieden unterschiedlich andere non faux different distinto diferente falso diverso nao nie "
+    "нет 否 不同 いいえ 異なる"
 )
 _POSITIVE = (
-    "positive pos good happy positiv gut positif bon positivo bueno buono bom pozytywny dobry положительный хорошо "
-    "正面 好评 积极 良い ポジティブ 긍정"
+    "olumlu iyi positief goed positive pos good happy positiv gut positif bon positivo bueno buono bom pozytywny "
+    "dobry положительный хорошо 正面 好评 积极 良い ポジティブ 긍정"
 )
 _NEGATIVE = (
-    "negative neg bad unhappy negativ schlecht negatif mauvais negativo malo cattivo ruim negatywny zly отрицательный "
-    "плохо 负面 差评 消极 悪い ネガティブ 부정"
+    "olumsuz kotu negatief slecht negative neg bad unhappy negativ schlecht negatif mauvais negativo malo cattivo "
+    "ruim negatywny zly отрицательный плохо 负面 差评 消极 悪い ネガティブ 부정"
 )
 _NOT = "not no nicht kein keine non pas ne sin senza nie niet nao не inte ikke"
 _NEGATIONS = frozenset(_NOT.split())

@@ -325,7 +325,7 @@ def _task(
             task = "matching"
         if task != "relevance" or (binary and not fits(text, "query")):
             doubts.append(f"the task is {task}; otherwise: --task relevance, recommend or matching")
-    if named:
+    if named.keys() >= {label for label in counts if label}:
         return None, task
     if task == "relevance":
         meaning = grades(counts, _overlap(columns, chosen))
@@ -349,7 +349,9 @@ def _single(
 ) -> tuple[Meaning | None, str]:
     rated = sentiments(counts)
     if not task:
-        if rated is not None and (rated.why == BY_NAME or fits(label, "stars") or fits(text, "review")):
+        if rated is not None and (
+            rated.why == BY_NAME or fits(label, "stars") or fits(text, "review") or counts.keys() - {""} == _STARS
+        ):
             task = "sentiment"
         else:
             task = "faq" if fits(text, "question") else "category"
@@ -364,6 +366,8 @@ def _single(
     return rated, task
 
 
+_STARS = {"1", "2", "3", "4", "5"}
+"""Labels that are taken for ratings whatever the columns are called."""
 _LABELS_OF = {"category": "classes without an order", "sentiment": "ratings"}
 
 

@@ -1,5 +1,6 @@
 """A user's table, as a dataset for every task."""
 
+import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -27,6 +28,8 @@ from fed_distill.data.tasks import (
 )
 from fed_distill.data.text_format import check_encoding
 from fed_distill.errors import ConfigError, DataError
+
+LOG = logging.getLogger("fed_distill.data")
 
 _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
 _OF_LABELS = ("category", "faq")
@@ -111,6 +114,7 @@ class Table:
         self._check_files(config)
         columns = self.columns_of_file()
         raw = self.labels_of(columns)
+        self._check_labels_occur(columns)
         task = _task(config.task, raw, self.path)
         self.check_labels(task)
         read_label = label_reader(task)
@@ -140,6 +144,12 @@ class Table:
             public_texts=self._public(task, config) if config.proxy_from == "catalogue" else False,
         )
         return self._with_unknown_labels(rows, raw)
+
+    def _check_labels_occur(self, columns: dict[str, list[Any]]) -> None:
+        """Warn of keys of ``labels`` that no row has: such as those with a typing error."""
+        present = {label_text(value) for value in columns[self.named.label]}
+        if unknown := [label for label in self.labels if label not in present]:
+            LOG.warning("%s: no row has the label %s of data.options.labels", self.path, ", ".join(map(repr, unknown)))
 
     def _check_files(self, config: DataConfig) -> None:
         """Raise DataError, naming the key and where a relative path leads, if a file is missing."""

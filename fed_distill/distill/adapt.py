@@ -71,7 +71,7 @@ def adapt(
         if not reached.value > score.value:
             notes.append(f"{change}, undone (no improvement)")
         elif reached.value - score.value > (error := reached.standard_error(score)):
-            notes.append(f"{change}, kept")
+            notes.append(f"{change}, kept (above the standard error, {error:.4f})")
             weights, score = candidate, reached
         else:
             notes.append(f"{change}, undone (within the standard error, {error:.4f})")

@@ -88,8 +88,9 @@ def _language(found: Recognized, teacher: str) -> list[str]:
         if found.english:
             return []
         return [
-            "the texts may not be English, which is all that minilm reads: for other languages set teacher.model to a "
-            "multilingual encoder, a folder or a hub id (docs: Use another teacher)"
+            "minilm reads English only: if the texts are in other languages, set teacher.model to the folder of a "
+            "multilingual encoder, or to its hub id with teacher.options = { download = true } (docs: Use another "
+            "teacher)"
         ]
     return [
         "the teacher is a small BERT from scratch: a pretrained encoder of the texts' language is better; set "
@@ -171,7 +172,7 @@ def _written(
         "\n[data.options.labels] # class of each label in the file; rows of other labels are dropped\n"
         if found.labels
         else "",
-        f"# {one_line(found.why)}\n" if found.labels else "",
+        f"# {one_line(found.why)}\n" if found.why else "",
         _toml(found.labels),
         f"# dropped: {one_line(dropped)}\n" if found.labels and dropped else "",
         "\n[teacher]\n",
@@ -195,8 +196,8 @@ def _merchant_lines(data: Mapping[str, Any], named: bool) -> str:
         comment = f"# {why}: rows are dealt out to invented ones, with skewed labels.\n"
     else:
         comment = (
-            "# A fifth of the merchants (data.public_share), and those with fewer rows than this, play the server in\n"
-            "# the simulation: it has their rows.\n"
+            "# In the simulation the server has the rows of a fifth of the merchants (data.public_share), and of\n"
+            "# all that have fewer rows than this.\n"
         )
     return comment + _toml(data)
 

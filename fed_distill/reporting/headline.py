@@ -91,7 +91,7 @@ def _reservation(found: Mapping[str, Any]) -> str:
     correction. The interval of a difference is not corrected, and may exclude 0 where that p-value is not small."""
     half, p_value = found["half_width"], found.get("p_adjusted")
     if half is None:
-        return " (no interval is known)"
+        return " (no interval: set repeats)"
     if abs(found["value"]) <= half:
         return ", which is within chance"
     if p_value is not None and p_value >= SIGNIFICANT:

@@ -71,7 +71,8 @@ student.embed(["a text"])  # unit vectors, by the tower that all texts share
 ```
 
 Classes, in the order of the logits: {{ classes }}. Texts of more than {{ max_characters }} characters are rejected, as
-they were left out in training; e-mail addresses, phone numbers and card numbers are masked, as they were there.
+they were left out in training; e-mail addresses, card numbers and phone numbers in the usual formats are masked, as
+they were there.
 
 {{ transformers }}
 
@@ -289,7 +290,8 @@ def _worst(summary: Mapping[str, Any]) -> str:
     uncovered = " The privacy guarantee does not cover these figures." if is_private(summary["privacy"]) else ""
     return (
         f"Accuracy on a merchant's own test examples: {wording.number(student['merchant_accuracy'], 3)} on average, "
-        f"{wording.number(student['worst_tenth'], 3)} at the tenth percentile, and "
+        f"{wording.number(student['worst_tenth'], 3)} at the tenth percentile (after "
+        f"accuracies that rest on few examples are shrunk towards the mean), and "
         f"{wording.number(student['worst_merchant']['accuracy'], 3)} for the worst-served merchant of those with "
         f"at least 20, or of all if most have fewer.{uncovered}"
     )

@@ -82,7 +82,9 @@ class RunStore:
         """
         path = folder / EXPERIMENT
         if not folder.exists():
-            raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
+            raise CheckpointError(
+                f"there is no run in {folder} to resume, and nothing was saved there: start it without --resume"
+            )
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, so the run cannot be resumed: restore it or use another --name")
         lock = _take_lock(folder)

@@ -62,7 +62,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% block findings %}
 <section id="comparison">
   <h2>What each way of training gives</h2>
-  <p>Every student below has the same size and is measured on the same test set, whose products or queries none of them has seen.
+  <p>Every student below has the same size and is measured on the same test set, whose {{ "products or queries" if "ndcg@10" in metrics else "groups of rows" }} none of them has seen.
   {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "ndcg@10" in metrics %} Metrics other than nDCG@10 have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}{% if summary.get("chance") %} A model that has learned nothing has {{ metric }} {{ summary.chance | number }}.{% endif %}</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
@@ -144,7 +144,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if curves %}
 <section id="learning">
   <h2>Learning curves</h2>
-  {{ figure(curves, "Measured after every round on validation products, which are used neither for training nor for testing. Dashed: students trained without federation, on the same validation products." ~ (" Bands are 95 % intervals over the seeds." if several else "")) }}
+  {{ figure(curves, "Measured after every round on validation examples, which are used neither for training nor for testing. Dashed: students trained without federation, on the same validation examples." ~ (" Bands are 95 % intervals over the seeds." if several else "")) }}
 </section>
 {% endif %}
 
@@ -291,7 +291,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if summary.data %}
 <section id="data">
   <h2>The data</h2>
-  <p>{% if unprotected %}The server's own tables; sizes and classes of merchants' tables are omitted because this run is private.{% else %}Rows read and dropped, with reasons, and the split of the rest.{% endif %} No product or query of the test set occurs in training.</p>
+  <p>{% if unprotected %}The server's own tables; sizes and classes of merchants' tables are omitted because this run is private.{% else %}Rows read and dropped, with reasons, and the split of the rest.{% endif %} Rows of a group, such as those of a product, a query or a text, are never split between training and test.</p>
   <details><summary>All counts</summary><div class="data">{{ account(data) }}</div></details>
 </section>
 {% endif %}

@@ -49,7 +49,7 @@ def read_products(
             )
         rows[id] = row
         try:
-            products.append(Product(id, clean_text(title or "", f"row {row}", max_characters)))
+            products.append(Product(id, clean_text(title or "", f"the title of row {row}", max_characters)))
         except DataError as error:
             skipped["empty" if not (title or "").strip() else "too long"] += 1
             if len(first) < _SHOWN:

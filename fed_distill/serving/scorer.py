@@ -155,7 +155,10 @@ class Scorer:
         """
         width = self._check_towers("score_vectors")
         if self.task.gains is None and not self.task.of_histories:
-            raise DataError(f"task {self.task.name!r} has no score of a title for a query: use predict")
+            raise DataError(
+                f"task {self.task.name!r} has no score of a title for a query, so that nothing can be searched: use "
+                "predict in Python, or /predict of the service"
+            )
         titles = np.asarray(title_vectors, dtype=np.float32)
         query = np.asarray(query_vector, dtype=np.float32)
         if query.shape != (width,) or titles.ndim != 2 or titles.shape[1] != width:

@@ -10,6 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 
 _DIGITS = r"(?:[ ./-]?\(?\d{1,5}\)?)"
+_ANNOUNCED = (
+    *("tel:", "phone:", "mobile:", "mobil:", "fax:", "whatsapp:", "telefon:", "telefoon:", "call"),
+    *(" tel ", r" tel\.", " telefon ", " telefoon ", " bel ", " ara ", " llame al ", " chiama "),
+    *("电话", "手机", "电话[:：]", "手机[:：]", "致电"),
+)
+"""What announces a phone number, as patterns of a fixed length."""
 
 
 PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -26,8 +32,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "phone",
         re.compile(
-            r"(?:(?<=tel:)|(?<=phone:)|(?<=mobile:)|(?<=mobil:)|(?<=fax:)|(?<=whatsapp:)|(?<=telefon:)|(?<=call)|(?<=电话)|(?<=手机)"
-            r"|(?<=电话[:：])|(?<=手机[:：])|(?<=致电))\s*\(?\d{2,5}\)?" + _DIGITS + r"{1,6}(?!\w)",
+            "(?:" + "|".join(f"(?<={words})" for words in _ANNOUNCED) + r")\s*\(?\d{2,5}\)?" + _DIGITS + r"{1,6}(?!\w)",
             re.IGNORECASE,
         ),
     ),
@@ -36,6 +41,11 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"(?<![\w.-])(?:\([2-9]\d{2}\) ?[2-9]\d{2}-\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-])"),
     ),
     ("phone", re.compile(r"(?<![\w-])1[3-9]\d([ -])\d{4}\1\d{4}(?![\w-])")),
+    # Dutch mobile, Turkish mobile, and French, in their usual grouping.
+    (
+        "phone",
+        re.compile(r"(?<![\w.,+-])(?:06[ -]\d{8}|05\d{2}([ -])\d{3}\1\d{2}\1\d{2}|0[1-9](?:([ .])\d{2}){4})(?![\w-])"),
+    ),
 )
 """What is masked, in this order: kind and pattern. A card also needs an issuer's prefix and a check digit, and a phone
 7 to 15 digits."""

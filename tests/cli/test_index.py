@@ -31,7 +31,7 @@ def test_a_catalogue_becomes_an_index_that_is_searched(entered, catalogue, tiny_
     assert code == 0, err
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert re.search(rf"^30 products, [\d,]+ a second, {size:,} bytes in ", out)
-    assert "skipped titles: 1 empty, 1 too long; first: row 31 is empty" in out
+    assert "skipped titles: 1 empty, 1 too long; first: the title of row 31 is empty" in out
     assert ("recall@10 of usearch against exact vectors: 1.000 (30 titles)" in out) == (engine == "usearch")
     assert "recall@10 of 100 candidates against scoring every product: 1.000 (30 titles)" in out
 

@@ -190,8 +190,8 @@ def test_minilm_is_doubted_unless_the_texts_are_surely_english(entered, here, wo
     assert code == 0, errors
     text = (here / "table.toml").read_text(encoding="utf-8")
     assert Experiment.read("table.toml").teacher.model == "minilm"
-    assert "not certain: the texts may not be English" not in out, "a remark on settings is a note"
-    advice = "for other languages set teacher.model to a multilingual encoder"
+    assert "not certain: minilm" not in out, "a remark on settings is a note"
+    advice = "in other languages, set teacher.model to the folder of a multilingual encoder"
     assert (advice in out) is (advice in text) is not sure
 
 

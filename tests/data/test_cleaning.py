@@ -70,6 +70,14 @@ def test_rows_need_no_merchant_where_a_partitioner_makes_them() -> None:
         ("tel: 030 901820", "tel: [phone]"),
         # the fewest digits that are taken for a number, a local one without its area, and E.164's most
         ("call 555-0123", "call [phone]"),
+        ("graag bel 020-1234567", "graag bel [phone]"),
+        ("of 06-12345678", "of [phone]"),
+        ("onze telefoon 0201234567", "onze telefoon [phone]"),
+        ("met tel. 0201234567", "met tel. [phone]"),
+        ("0532 123 45 67", "[phone]"),
+        ("0532-123-45-67", "[phone]"),
+        ("01 23 45 67 89", "[phone]"),
+        ("01.23.45.67.89", "[phone]"),
         ("ring +290 2 2471", "ring [phone]"),
         ("ring +881 234 567 890 123", "ring [phone]"),
     ],
@@ -84,6 +92,7 @@ def test_personal_data_are_masked(text: str, masked: str) -> None:
     "text",
     [
         "apple iphone 8 plus 64gb 5.5 12mp mq8n2b/a",
+        "geleverd op 05-11-2024 en 05 11 2024, art. 0890-4567-12, isbn 0306406152, 0,5-10 mm 06-2024",
         "ean 4006381333931 stapler",  # GTIN-13 of a real pen, check digit 1
         "gtin 00012345600012",
         "isbn 978-3-16-148410-0",

@@ -236,3 +236,32 @@ def test_a_table_with_far_too_many_columns_is_refused_at_once(tmp_path: Path) ->
     wide = write(tmp_path / "wide.csv", [f"c{at}" for at in range(501)], [["x"] * 501] * 80)
     with pytest.raises(DataError, match="has 501 columns: keep at most 500"):
         recognize(wide, {})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("tam eşleşme", "ikame", "tamamlayıcı", "ilgisiz"),
+        ("exact", "alternatief", "accessoire", "niet relevant"),
+    ],
+)
+def test_grades_in_turkish_and_dutch_are_known_by_their_names(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    rows = [(f"q {one}", f"title {one} {two}", labels[two]) for one in range(30) for two in range(4)]
+    found = recognize(write(tmp_path / "pairs.csv", ["query", "title", "grade"], rows), {})
+    assert found.labels == dict(zip(labels, ("exact", "substitute", "complement", "irrelevant"), strict=True))
+    assert not any("words are unknown" in doubt for doubt in found.doubts)
+
+
+def test_a_class_that_is_named_leaves_the_others_as_they_were_recognized(tmp_path: Path) -> None:
+    rows = [(f"q {one}", f"title {one} {two}", f"l{two}") for one in range(30) for two in range(4)]
+    path = write(tmp_path / "pairs.csv", ["query", "title", "grade"], rows)
+    guessed = recognize(path, {}).labels
+    named = recognize(path, {}, meanings=["l2=exact"]).labels
+    assert named == {**guessed, "l2": "exact"} and len(named) == 4
+
+
+def test_one_to_five_are_stars_whatever_the_column_is_called(tmp_path: Path) -> None:
+    rows = [(f"tekst {one} over een ding", str(one % 5 + 1), f"winkel {one % 6}") for one in range(200)]
+    found = recognize(write(tmp_path / "sterren.csv", ["tekst", "sterretjes", "winkel"], rows), {})
+    assert found.task == "sentiment"
+    assert any("--task category" in doubt for doubt in found.doubts)

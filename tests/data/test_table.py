@@ -11,6 +11,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data import load
 from fed_distill.data.cleaning import unlabeled_rows
 from fed_distill.data.describe import render
+from fed_distill.data.table import Table
 from fed_distill.errors import ConfigError, DataError
 
 GRADES = ("exact", "substitute", "complement", "irrelevant")
@@ -388,3 +389,12 @@ def test_domains_and_a_catalogue_file_exclude_each_other(tmp_path: Path) -> None
     setting = config(own, {**COLUMNS, "domain": "shop"}, proxy_domains=["001"], **PUBLIC)
     with pytest.raises(ConfigError, match=r"data.proxy_domains: a catalogue file has no domains"):
         load(with_options(setting, catalogue=str(own)))
+
+
+def test_a_label_that_no_row_has_is_told(tmp_path, caplog):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"text {one},{'ab'[one % 2]}\n" for one in range(40)), encoding="utf-8")
+    options = {"path": str(path), "labels": {"a": "positive", "b": "negative", "c ": "negative"}}
+    config = DataConfig(dataset="table", task="sentiment", partition="dirichlet", options=options)
+    Table(path=path, labels=options["labels"]).read(config)
+    assert "no row has the label 'c ' of data.options.labels" in caplog.text

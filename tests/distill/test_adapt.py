@@ -58,7 +58,11 @@ def run(scores):
 def test_stages_that_help_are_kept():
     result, trained = run([0.5, 0.6, 0.7])
     assert list(result.weights) == ["stage 1", "stage 2"]
-    assert result.notes == ("stage 1: validation 0.5000 -> 0.6000, kept", "stage 2: validation 0.6000 -> 0.7000, kept")
+    kept = "kept (above the standard error, 0.0000)"
+    assert result.notes == (
+        f"stage 1: validation 0.5000 -> 0.6000, {kept}",
+        f"stage 2: validation 0.6000 -> 0.7000, {kept}",
+    )
     assert trained == [((), "stage 1"), (("stage 1",), "stage 2")]
 
 

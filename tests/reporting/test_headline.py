@@ -18,7 +18,7 @@ def test_a_difference_has_its_sign_its_interval_and_its_adjusted_p_value():
 
 
 @pytest.mark.parametrize(
-    ("half", "tail"), [(0.004, "."), (0.02, ", which is within chance."), (None, " (no interval is known).")]
+    ("half", "tail"), [(0.004, "."), (0.02, ", which is within chance."), (None, " (no interval: set repeats).")]
 )
 def test_the_headline_is_what_the_teacher_and_federation_add(summary, half, tail):
     summary["adds"] = {"teacher": found(0.03), "federation": found(0.011, half), "federation_without_teacher": None}
@@ -56,7 +56,7 @@ def test_fedavg_above_the_method_is_said_with_its_paired_difference(summary):
     main["above"]["fedavg"] = None
     summary["controls"]["fedavg"][summary["headline"]] = main[summary["headline"]] + 0.25
     assert headline(summary) == (
-        "FedAvg without a teacher scores 0.2500 higher than this method (no interval is known)."
+        "FedAvg without a teacher scores 0.2500 higher than this method (no interval: set repeats)."
     )
     summary["controls"]["fedavg"][summary["headline"]] = main[summary["headline"]]
     assert headline(summary) == ""

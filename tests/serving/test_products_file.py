@@ -22,8 +22,8 @@ def test_every_format_gives_the_usable_products_and_counts_the_others(tmp_path, 
     file = read_products(path, "sku", "name", 20)
     assert file.products == (Product("007", "red phone"), Product("10", "call [phone]"))
     assert file.skipped == {"empty": 1, "too long": 1}
-    assert file.first_skipped[0].startswith("row 2 is empty")
-    assert file.first_skipped[1].startswith("row 3 has 21 characters")
+    assert file.first_skipped[0].startswith("the title of row 2 is empty")
+    assert file.first_skipped[1].startswith("the title of row 3 has 21 characters")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_every_format_gives_the_usable_products_and_counts_the_others(tmp_path, 
     [
         (["1", "2", "1"], ["a", "b", "c"], "row 3: id '1' is that of row 1"),
         (["1", "", "3"], ["a", "b", "c"], "row 2: column 'id' is empty"),
-        (["1", "2"], ["", "y" * 21], "no title in column 'title' can be used: row 1 is empty"),
+        (["1", "2"], ["", "y" * 21], "no title in column 'title' can be used: the title of row 1 is empty"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, ids, titles, message):
