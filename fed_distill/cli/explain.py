@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fed_distill.models.word_contributions import WordContribution
 
-_BAR = 20
+_BAR = 12
 
 
 def explain(
@@ -59,5 +59,6 @@ def explain(
 def _add_rows(table: Table, name: str, words: "Sequence[WordContribution]", largest: float) -> None:
     for word in words:
         length = round(_BAR * abs(word.contribution) / largest) if largest else 0
-        color = "green" if word.contribution > 0 else "red"
-        table.add_row(name, escape(word.text), f"{word.contribution:+.4f}", f"[{color}]{'█' * length}[/]")
+        bar = "█" * length
+        less, more = (bar, "") if word.contribution < 0 else ("", bar)
+        table.add_row(name, escape(word.text), f"{word.contribution:+.4f}", f"[red]{less:>{_BAR}}[/]│[green]{more}[/]")

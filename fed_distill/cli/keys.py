@@ -47,6 +47,11 @@ def keys(
         _print_one(exact)
         return
     inside = [one for one in known if key is None or one.name.startswith(f"{key}.")]
+    if not inside and key is not None and "options" in key.split("."):
+        raise ConfigError(
+            f"{key}: options are those of a method, model or dataset: `fed-distill methods NAME`, `fed-distill models "
+            "NAME` and `fed-distill data list NAME` describe them"
+        )
     if not inside:
         raise ConfigError(f"there is no key {key}{_meant(str(key), known)}. `fed-distill keys` lists all")
     _print_table(inside)

@@ -19,6 +19,7 @@ from fed_distill.evaluation.statistics import Estimate, difference, estimate
 from fed_distill.reporting.differences import BY_QUERY
 from fed_distill.reporting.query_scores import QueryScores, read_query_scores
 from fed_distill.reporting.store import read_experiment, read_summary
+from fed_distill.reporting.wording import ROW_NAMES
 
 _IGNORED = ("name", "runtime.")
 """Settings that are not compared: they do not change results."""
@@ -127,6 +128,8 @@ def _scores(
         common.append(("federation", *mains))
     for kind, name, other in common:
         title = name if name == other else f"{name} / {other}"
+        if kind == "control":
+            title = ROW_NAMES[name]
         rows = ours[f"{kind}s"][name], theirs[f"{kind}s"][other]
         paired = _paired(first.get((kind, name), []), second.get((kind, other), [])) if headline == BY_QUERY else None
         yield ComparedScore(title, headline, rows[0].get(headline), rows[1].get(headline), paired)

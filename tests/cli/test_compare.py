@@ -19,9 +19,9 @@ def test_two_runs_are_printed_side_by_side(entered, tiny_experiment, tmp_path):
     assert (code, errors) == (0, "")
     lines = [line.split() for line in out.splitlines()]
     assert ["federation.rounds", "1", "2"] in lines
-    server = next(line for line in lines if line[:2] == ["server", "nDCG@10"])
-    assert server[2] == server[3]
-    assert server[4:] == ["+0.0000", "±", "0.0000"]  # the same student, whatever the rounds
+    server = next(line for line in lines if line[:3] == ["server", "alone", "nDCG@10"])
+    assert server[3] == server[4]
+    assert server[5:] == ["+0.0000", "±", "0.0000"]  # the same student, whatever the rounds
     assert any(line[:1] == ["fedavg-kd"] and "±" in line for line in lines)
 
 

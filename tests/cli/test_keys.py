@@ -40,6 +40,8 @@ def test_a_table_and_the_whole_list_have_their_keys(entered):
     [
         ("trainig.server.epochs", "there is no key trainig.server.epochs, did you mean training.server.epochs"),
         ("ruonds", "did you mean federation.rounds"),
+        ("federation.options.proxy_steps", "`fed-distill methods NAME`"),
+        ("data.options.rows", "`fed-distill data list NAME` describe them"),
         ("zzzz", "there is no key zzzz. `fed-distill keys` lists all"),
     ],
 )
