@@ -326,11 +326,15 @@ def _print_parts(registries: Sequence["Registry"], name: str | None) -> None:
         for registry in registries:
             _print_registry(registry)
         return
-    found = [description(registry, name) for registry in registries if name in registry]
+    if ":" in name:
+        found = [description(registries[0], name)]
+    else:
+        found = [description(registry, name) for registry in registries if name in registry]
     if not found:
         names = sorted({known for registry in registries for known in registry})
-        near = difflib.get_close_matches(name, names, n=3) or names
-        raise ConfigError(f"nothing is called {name!r}; did you mean {', '.join(near)}?")
+        near = difflib.get_close_matches(name, names, n=3)
+        meant = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"nothing is called {name!r}{meant}")
     sys.stdout.write("\n\n\n".join(found) + "\n")
 
 

@@ -67,6 +67,10 @@ def init(
     deployment = _deployment(folder, host, port, overwrite, data if rehearse else None)
     if planned is not None and data is not None:
         deployment.allowed = allowance(planned, len(data.merchants), len(data.proxy))
+        methods = [federation.method for federation in planned.federations() if ":" in federation.method]
+        models = [model for model in planned.student.models() if ":" in model]
+        deployment.methods = (*deployment.methods, *dict.fromkeys(methods))
+        deployment.imports = tuple(dict.fromkeys([*methods, *models]))
     deployment.write(names, renew)
     if data is not None:
         deployment.share(PublicPart(data.task, data.proxy), names)
@@ -79,6 +83,12 @@ def init(
         f"read {escape(str(folder / 'INSTRUCTIONS.md'))}",
         soft_wrap=True,
     )
+    if deployment.imports:
+        Console().print(
+            escape(f"sites may import {', '.join(deployment.imports)}: install the package at each site, too"),
+            soft_wrap=True,
+            highlight=False,
+        )
     for path in deployment.aside:
         Console().print(f"the previous version is in {escape(str(path))}", soft_wrap=True)
     if renew:

@@ -45,9 +45,9 @@ class Deployment:
     """The operator's folder.
 
     methods: methods in the sites' default policy. assigned: task of the tables that ``deal`` writes for the sites; None
-    if they have their own data. allowed: default limits of a merchant. overwrite: overwrite existing files, except keys
-    and certificates. written, kept: files written and kept so far. aside: backups of user-edited files that were
-    overwritten.
+    if they have their own data. allowed: default limits of a merchant. imports: import paths that sites allow by
+    default. overwrite: overwrite existing files, except keys and certificates. written, kept: files written and kept so
+    far. aside: backups of user-edited files that were overwritten.
     """
 
     folder: Path
@@ -56,6 +56,7 @@ class Deployment:
     methods: Sequence[str]
     assigned: Task | None = None
     allowed: Allowance = field(default_factory=lambda: allowance(None))
+    imports: Sequence[str] = ()
     overwrite: bool = False
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
@@ -189,6 +190,8 @@ class Deployment:
             "methods": ", ".join(json.dumps(method) for method in self.methods),
             "experiment": self.allowed.what,
             "allowed": self.allowed.in_words,
+            "imports": f"{f'imports = {json.dumps(list(self.imports))}':<22}",
+            "rehearsal": templates.SITE_REHEARSAL if self.assigned is not None else "",
             "units": f"{f'units = {json.dumps(self.allowed.units)}':<22} # {self.allowed.units_note}",
             "max_epsilon": f"{f'max_epsilon = {self.allowed.max_epsilon}':<22} # {self.allowed.epsilon_note}",
             "data": "data.jsonl" if named else "data.csv",

@@ -234,7 +234,7 @@ max_model_mib = 256    # size of the weights of one student
 max_steps = 100000     # optimizer steps of one merchant in a round
 max_seconds = 3600     # time for one request
 max_memory_gib = 16    # memory of the process that handles it
-imports = []           # "package.module:Name" that requests may use, beside built-in parts
+$imports # "package.module:Name" that requests may use, beside built-in parts
 # hours = "22:00-06:00" # local hours in which the site participates
 scores = false         # true: report the number of a merchant's correct test examples, without noise
 
@@ -247,11 +247,17 @@ $max_epsilon
 # max_epsilon = 1.0
 """)
 
+SITE_REHEARSAL = """\
+This site belongs to a rehearsal and has joined: start it by `PORT=9101 ./start.sh`, each site with a port of its own.
+The rest of this file is for a site on a machine of its own.
+
+"""
+
 SITE_INSTRUCTIONS = Template("""\
 # Site $name of the federation at $address
-The folder that you received has four files and no program: these instructions, `site.toml`, `proxy.json` (public texts)
-and `ca.crt` (the certificate that verifies the server). Only the package that you install runs here, never code from
-the server.
+${rehearsal}The folder that you received has four files and no program: these instructions, `site.toml`, `proxy.json`
+(public texts) and `ca.crt` (the certificate that verifies the server). Only the package that you install
+runs here, never code from the server.
 
 1. **Install**, with Python 3.11 or newer (preferably the operator's version, $python):
    `python3 -m venv /opt/fed-distill/venv`, then
@@ -268,9 +274,10 @@ the server.
    columns.
 4. **Review `[limits]`**: they override all requests of the server, and a refusal has the name of the rule. Initially
    they allow $allowed.
-   Everything else must be allowed explicitly: `scores = true` for test scores, `"none"` in `units` for training without
-   privacy (the controls `local` and `fedavg`, personal adaptation), another unit by its name, a higher `max_epsilon`
-   for a second private run, and import paths for methods and models that are not built in.
+   `imports` names code of others that requests may use: leave there only what you have installed and trust.
+   Everything else must be allowed explicitly: `scores = true` for test scores, another unit in `units` (`"none"` allows
+   training without privacy, which the controls `local` and `fedavg` and personal adaptation need), a higher
+   `max_epsilon` for a second private run, and import paths for methods and models that are not built in.
 5. **Check**: `fed-distill sites check .` must report no problem. Only the operator can see whether you are admitted.
 6. **Start**: `./start.sh`; or `systemctl enable --now` with the full path of `fed-distill-site.service`; or
    `docker compose up -d`.
@@ -295,9 +302,10 @@ The server runs on this machine, each site on its own machine. `server/` and `ca
 server's certificates: keep it offline; only `fed-distill sites init --renew` needs it. The private key of a site is
 generated at the site and never leaves it.
 
-Activate the environment that created this folder. The commands can be run from any folder.
-$rehearsal
-## Set up
+Activate the environment that created this folder. The commands can be run from any folder; modules of your own must be
+installed, here and at every site that uses them.
+
+${rehearsal}## Set up
 1. **Start the server**: `$folder/server/start.sh`; or `systemctl enable --now $folder/server/$unit`; or
    `docker compose up -d` in `server/`. It listens at 127.0.0.1:$inner, for this machine only.
 $doors
@@ -336,18 +344,20 @@ delete the run here.
   and Docker restart it, otherwise its staff must.
 """)
 
-REHEARSAL = Template("""
+REHEARSAL = Template("""\
 ## Rehearse
-The sites of this rehearsal are in `sites/`, have merchants of the simulation, and have joined. Each of the first three
-commands runs in a terminal of its own; a site has a port of its own:
+The sites of this rehearsal are in `sites/`, with merchants of the simulation and keys of their own: they have joined,
+and need no invitation. Start the server and each site in a terminal of its own, a site with a port of its own:
 
     $folder/server/start.sh
-    $folder/server/register.sh                     # registers the sites, once
-    PORT=9101 $folder/sites/NAME/start.sh          # for each site, with another port
+    $folder/server/register.sh                     # once: registers the sites, and ends
+    PORT=9101 $folder/sites/NAME/start.sh
     fed-distill sites check $folder
     fed-distill sites run EXPERIMENT $folder
 
-EXPERIMENT is the file from which this folder was made. What follows is for real sites.
+EXPERIMENT is the file from which this folder was made. The rest of this file is for sites on machines of their own,
+which get a new folder, made without `--rehearse`.
+
 """)
 """Section of the operator's instructions, for a rehearsal on one machine."""
 

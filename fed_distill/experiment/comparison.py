@@ -163,7 +163,7 @@ class Comparison:
         return self._outcome(control, "control", weights, time.perf_counter() - seconds)
 
     def _oracle(self) -> Outcome:
-        """Distil the server's student from the proxy set's true labels, which bounds every method on soft labels."""
+        """Distil the server's student from the proxy set's true labels, about what soft labels of it can reach."""
         truth, began = known_truth(self.server.data), time.perf_counter()
         self.callbacks.on_stage(f"seed {self.seed} · true labels on the proxy set", None)
         weights = self.factory.on_true_labels(self.experiment.student.model, truth)

@@ -15,6 +15,7 @@ from fed_distill.cli.main import app
 from fed_distill.config import Experiment
 from fed_distill.data import DATASETS
 from fed_distill.methods import METHODS
+from fed_distill.methods.fedavg import FedAvg
 from fed_distill.models import STUDENTS, TEACHERS
 from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 
@@ -334,6 +335,10 @@ def test_every_registered_name_is_listed_with_its_options(entered, words, regist
     assert all(option in out for option in options)
 
 
+class Mine(FedAvg):
+    """Mine is so."""
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -343,6 +348,10 @@ def test_every_registered_name_is_listed_with_its_options(entered, words, regist
             ["method fedavg", "aggregator fedavg", "McMahan et al.", "    weight='examples'"],
         ),
         (["methods", "svd"], ["weight stage svd", "    rank"]),
+        (
+            ["methods", "tests.cli.test_main:Mine"],
+            ["method tests.cli.test_main:Mine", "Mine is so.", "    local_epochs=1.0"],
+        ),
         (["models", "bert-small"], ["teacher bert-small", "    layers="]),
         (["data", "list", "wands"], ["dataset wands", "    path"]),
     ],

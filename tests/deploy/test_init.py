@@ -266,3 +266,14 @@ def test_the_instructions_of_a_rehearsal_begin_with_it(deployment, invited):
     assert f"PORT=9101 {deployment.absolute()}/sites/NAME/start.sh" in section
     assert os.access(deployment / "sites" / "north" / "start.sh", os.X_OK)
     assert "Rehearse" not in (invited / "INSTRUCTIONS.md").read_text(encoding="utf-8")
+
+
+def test_parts_of_ones_own_are_in_the_rules_of_the_sites(command, experiment, tmp_path):
+    own = "fed_distill.methods.fedavg:FedAvg"
+    file, folder = tmp_path / "own.toml", tmp_path / "made"
+    changed = experiment.with_changes({"federation.method": own, "federation.options": {}})
+    file.write_text(changed.to_toml(), encoding="utf-8")
+    out = command("init", folder, "--sites", "a,b", "--experiment", file, "--rehearse")
+    rules = Manifest.read(folder / "sites" / "a" / "site.toml").limits.rules
+    assert set(rules.imports) == {own} <= set(rules.methods)
+    assert f"sites may import {own}: install the package at each site, too" in out.output
