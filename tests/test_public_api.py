@@ -57,7 +57,9 @@ def test_a_finished_run_is_opened_by_its_folder_and_shown_as_a_table(tiny_experi
     result = Result(str(folder))
     assert repr(result) == f"Result({str(folder)!r})"
     shown = ElementTree.fromstring(result._repr_html_())
-    assert [row[0].text for row in shown.iterfind("tbody/tr")] == list(result.comparison["name"])
+    teacher, control, federation = (row[0].text for row in shown.iterfind("tbody/tr"))
+    assert list(result.comparison["name"]) == [teacher, "server", federation]
+    assert control == "server alone"
     with pytest.raises(CheckpointError, match="it is not the folder of a run"):
         Result(tmp_path / "nothing")
 

@@ -206,7 +206,7 @@ def test_a_line_of_what_the_run_does_not_have_is_named_on_resume(folder, record)
 
 
 def test_there_must_be_a_run_to_resume(folder):
-    with pytest.raises(CheckpointError, match=r"no run in .*trial to resume: .*without --resume"):
+    with pytest.raises(CheckpointError, match=r"no run in .*trial to resume, .*without --resume"):
         RunStore.resume(folder, EXPERIMENT)
     folder.mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"experiment\.toml is missing, .*restore it or use another --name"):
