@@ -83,3 +83,20 @@ def test_the_documented_parts_of_ones_own_run_and_are_short(tiny_experiment, tmp
     assert (summary["dataset"], summary["method"], summary["task"]) == ("my_shop:Reviews", "my_shop:Damped", "category")
     assert summary["student"]["parameters"] == 6 * 2 + 2
     assert load_model(result.student).kind == "my_shop:LetterCounts"
+
+
+def test_the_documented_method_with_a_state_uses_it_from_the_second_round_on(tiny_experiment, tmp_path, monkeypatch):
+    first, second = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[:2]
+    (tmp_path / "momentum_shop.py").write_text(f"{first}\n\n{second}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    quick = {"controls": [], "federation.method": "momentum_shop:Momentum", "adaptation.enabled": False}
+
+    def weights(rounds, beta):
+        changes = {"name": f"after-{rounds}-{beta}", "federation.rounds": rounds, "federation.options": {"beta": beta}}
+        return load_model(run(tiny_experiment(tmp_path, {**quick, **changes})).student).state_dict()
+
+    def distance(one, other):
+        return max(float((one[name] - value).abs().max()) for name, value in other.items())
+
+    assert distance(weights(1, 0.5), weights(1, 0.0)) == 0.0
+    assert distance(weights(2, 0.5), weights(2, 0.0)) > 1e-4

@@ -33,7 +33,8 @@ def written(tmp_path, monkeypatch):
     """A function: writes the documented module under a name, after a change, where it is found."""
 
     def write(name, change=lambda source: source):
-        source = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[1]
+        blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+        (source,) = (block for block in blocks if "class ClassEntropies" in block)
         (tmp_path / f"{name}.py").write_text(change(source), encoding="utf-8")
 
     monkeypatch.chdir(tmp_path)
