@@ -310,7 +310,7 @@ def _task(
     named: Mapping[str, str],
     doubts: list[str],
 ) -> tuple[Meaning | None, str]:
-    """Return the meaning of the labels, unless the user has ``named`` classes, and the task."""
+    """Return the meaning of the labels, unless the user has ``named`` the class of each, and the task."""
     counts, text = columns[chosen["label"]].counts, chosen["text"]
     if "pair" not in chosen:
         if task in PAIRED:
@@ -334,6 +334,8 @@ def _task(
         if classes is None:
             raise ConfigError(f"--task {task} has one text: remove --pair; pairs are for {', '.join(PAIRED)}")
         meaning = sides(counts, *classes)
+    if meaning is None and named:
+        return None, task
     if meaning is None:
         shown = ", ".join(repr(label) for label in list(counts)[:8])
         raise DataError(
@@ -358,7 +360,7 @@ def _single(
         if scale_of(counts) is not None:
             other = "category" if task == "sentiment" else "sentiment"
             doubts.append(f"the task is {task}; if the labels are {_LABELS_OF[other]}: --task {other}")
-    if task != "sentiment" or named:
+    if task != "sentiment" or (named and (rated is None or named.keys() >= counts.keys() - {""})):
         return None, task
     if rated is None:
         raise DataError(f"the labels of column {label!r} are no ratings: use --task category, or another --label NAME")

@@ -265,3 +265,16 @@ def test_one_to_five_are_stars_whatever_the_column_is_called(tmp_path: Path) -> 
     found = recognize(write(tmp_path / "sterren.csv", ["tekst", "sterretjes", "winkel"], rows), {})
     assert found.task == "sentiment"
     assert any("--task category" in doubt for doubt in found.doubts)
+
+
+def test_a_star_that_is_named_leaves_the_other_ratings(tmp_path: Path) -> None:
+    rows = [(f"tekst {one} over een ding", str(one % 5 + 1)) for one in range(200)]
+    found = recognize(write(tmp_path / "sterren.csv", ["review", "stars"], rows), {}, meanings=["3=positive"])
+    assert found.labels == {"1": "negative", "2": "negative", "3": "positive", "4": "positive", "5": "positive"}
+
+
+def test_labels_that_nothing_tells_are_dropped_if_others_are_named(tmp_path: Path) -> None:
+    rows = [(f"q {one}", f"title {one} {two}", f"l{two}") for one in range(30) for two in range(6)]
+    path = write(tmp_path / "pairs.csv", ["query", "title", "grade"], rows)
+    found = recognize(path, {}, "relevance", meanings=["l0=exact", "l1=irrelevant"])
+    assert found.labels == {"l0": "exact", "l1": "irrelevant"} and set(found.dropped) == {"l2", "l3", "l4", "l5"}
