@@ -48,7 +48,7 @@ def scores_of(found, row):
 
 def test_differences_are_paired_by_query(tmp_path):
     found = compare_runs(run(tmp_path / "a", OURS), run(tmp_path / "b", THEIRS, {"federation.rounds": 3}))
-    one = scores_of(found, "server")["ndcg@10"]
+    one = scores_of(found, "server alone")["ndcg@10"]
     test = stats.ttest_rel(THEIRS, OURS)
     interval = test.confidence_interval(0.95)
     assert one.difference is not None
@@ -89,7 +89,7 @@ def test_scores_of_other_queries_are_not_paired_and_it_is_said_why(tmp_path, cha
 def test_another_proxy_set_or_share_of_labels_has_the_same_queries(tmp_path):
     changes = {"data.proxy_size": 9, "data.client_labels": 0.5}
     found = compare_runs(run(tmp_path / "a", OURS), run(tmp_path / "b", THEIRS, changes))
-    assert scores_of(found, "server")["ndcg@10"].difference is not None
+    assert scores_of(found, "server alone")["ndcg@10"].difference is not None
 
 
 def test_another_number_of_queries_is_not_paired(tmp_path):
