@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
@@ -253,9 +254,9 @@ def limits(
     named: Collection[str],
     merchants: Collection[str],
 ) -> Finding:
-    """Check that the methods and merchants named in a site's policy exist, since a typo would reject everything.
+    """Check that what a site's policy names exists, since a typo would reject everything, and list what it allows.
 
-    imports: allowed import paths, those of methods included.
+    imports: allowed import paths, those of methods included; their packages must be installed, but are not imported.
     """
 
     def look() -> str:
@@ -267,8 +268,13 @@ def limits(
         unknown = [name for name in named if name not in merchants]
         if unknown:
             raise ConfigError(f"[limits.merchants] names {unknown[0]!r}, which is not a merchant of this site")
-        allowed = "all methods" if methods is None else counted(len(methods), "method")
-        return f"{allowed} allowed, {counted(len(named), 'merchant')} with limits of their own"
+        for path in imports:
+            package = path.partition(":")[0].partition(".")[0]
+            if PathFinder.find_spec(package) is None:
+                raise ConfigError(f"[limits.rules] imports {path!r}, but no package {package!r} is installed here")
+        allowed = "all built-in methods" if methods is None else ", ".join(methods) or "no method"
+        code = ", ".join(imports) or "none"
+        return f"{allowed}; code of other packages: {code}; {counted(len(named), 'merchant')} with limits of their own"
 
     return checked(place, "limits", look)
 

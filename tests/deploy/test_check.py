@@ -461,6 +461,7 @@ def test_another_app_than_the_pinned_one_is_a_problem(checked, deployment):
     [
         ('"fedavg-kd", ', '"fedavg-dk", ', "unknown method 'fedavg-dk'; did you mean fedavg-kd"),
         ('"fedavg-kd", ', '"own.methods:Mine", ', "allows method 'own.methods:Mine', which is missing in its imports"),
+        ("imports = []", 'imports = ["nowhere.methods:Mine"]', "no package 'nowhere' is installed here"),
         ('# [limits.merchants."NAME"]', '[limits.merchants."NAME"]', "[limits.merchants] names 'NAME'"),
     ],
 )
@@ -471,6 +472,16 @@ def test_limits_that_name_what_there_is_not_are_found(checked, deployment, old, 
     code, output = checked()
     (line,) = lines(output, "problem")
     assert code == 1 and told in line
+
+
+def test_what_the_limits_allow_is_listed(checked, deployment):
+    path = deployment / "sites" / "north" / "site.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("imports = []", 'imports = ["pytest:Item"]'), encoding="utf-8")
+    code, output = checked()
+    north = next(line for line in lines(output, "ok") if line.startswith("north") and " limits " in line)
+    assert code == 0
+    assert "fedavg-kd" in north and "code of other packages: pytest:Item" in north
 
 
 def test_a_broken_site_file_is_one_problem_among_others(checked, deployment):
