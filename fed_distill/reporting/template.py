@@ -39,6 +39,13 @@ REPORT_PAGE = """{% extends "page" %}
 {% endfor %}
 </dl>
 {%- endmacro %}
+{% macro table(label) -%}
+<div class="scroll" tabindex="0" role="region" aria-label="{{ label }}">
+  <table>
+{{ caller() }}
+  </table>
+  </div>
+{%- endmacro %}
 {% block title %}{{ summary.name }} · fed-distill report{% endblock %}
 {% block header %}
   <h1>{{ summary.task | capitalize }} on {{ dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
@@ -66,8 +73,7 @@ REPORT_PAGE = """{% extends "page" %}
   {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "ndcg@10" in metrics %} Metrics other than nDCG@10 have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}{% if summary.get("chance") %} A model that has learned nothing has {{ metric }} {{ summary.chance | number }}.{% endif %}</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
-  <div class="scroll" tabindex="0" role="region" aria-label="Comparison table">
-  <table>
+  {% call table("Comparison table") %}
     <thead><tr><th scope="col">Model</th>
       {% for name in metrics %}<th scope="col">{{ metric_names[name] }}</th>{% endfor %}
       <th scope="col">Mean<br>merchant{{ " *" if unprotected }}</th><th scope="col">Worst<br>merchant{{ " *" if unprotected }}</th><th scope="col">Worst<br>tenth{{ " *" if unprotected }}</th>{% for name in references.values() %}<th scope="col">Above<br>{{ name }}</th>{% endfor %}<th scope="col">Retention</th><th scope="col">Gap<br>closed</th>
@@ -92,8 +98,7 @@ REPORT_PAGE = """{% extends "page" %}
       {% endif %}</tr>
     {% endfor %}
     </tbody>
-  </table>
-  </div>
+  {% endcall %}
   {% if unprotected %}<p class="soft">* {{ unprotected }}</p>{% endif %}
   {% for row in rows if row.kind not in ("teacher",) and row.values.notes %}
   {% if loop.first %}<ul class="notes soft">{% endif %}
@@ -102,44 +107,37 @@ REPORT_PAGE = """{% extends "page" %}
   {% endfor %}
 </section>
 
-{% for row in rows if row.values.get("cold_start") %}
-{% if loop.first %}
+{% set cold_rows = rows | selectattr("values.cold_start", "defined") | selectattr("values.cold_start") | list %}
+{% if cold_rows %}
 <section id="cold-start">
   <h2>Products and customers that training did not see</h2>
   <p>Cold products are in no training example, neither bought nor in a history; cold customers have no training example. Both are ranked among the same candidates as the warm ones. Kinds with fewer than {{ enough }} queries are left out.</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Cold and warm products and customers">
-  <table>
-    <thead><tr><th scope="col">Student</th>{% for kind, found in row.values.cold_start.items() %}{% for name in ("ndcg@10", "recall@20") %}<th scope="col">{{ metric_names[name] }},<br>{{ kind }}<small>{{ found.queries | count }} queries</small></th>{% endfor %}{% endfor %}</tr></thead>
+  {% call table("Cold and warm products and customers") %}
+    <thead><tr><th scope="col">Student</th>{% for kind, found in cold_rows[0].values.cold_start.items() %}{% for name in ("ndcg@10", "recall@20") %}<th scope="col">{{ metric_names[name] }},<br>{{ kind }}<small>{{ found.queries | count }} queries</small></th>{% endfor %}{% endfor %}</tr></thead>
     <tbody>
-{% endif %}
+    {% for row in cold_rows %}
     <tr class="{{ "main" if row.kind == "main" }}"><th scope="row">{{ row.name }}</th>{% for found in row.values.cold_start.values() %}{% for name in ("ndcg@10", "recall@20") %}<td>{{ found[name] | number }}</td>{% endfor %}{% endfor %}</tr>
-{% if loop.last %}
+    {% endfor %}
     </tbody>
-  </table>
-  </div>
+  {% endcall %}
 </section>
 {% endif %}
-{% endfor %}
 
-{% for level, row in (summary.levels or {}).items() %}
-{% if loop.first %}
+{% if summary.levels %}
 <section id="levels">
   <h2>From the teacher down to the student</h2>
   <p>Each assistant was distilled from the level above it, the student from the teacher and the last assistant; below are the same student distilled from the teacher directly, and trained without a teacher. All were trained by the server, before the federation.</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Levels of the chain">
-  <table>
+  {% call table("Levels of the chain") %}
     <thead><tr><th scope="col">Level</th><th scope="col">Weights</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}</th>{% endfor %}<th scope="col">Retention</th></tr></thead>
     <tbody>
     <tr><th scope="row">teacher</th><td>{{ summary.teacher.parameters | count }}</td>{% for name in metrics %}<td>{{ summary.teacher[name] | number }}</td>{% endfor %}<td>{{ 1 | percent(1) }}</td></tr>
-{% endif %}
+    {% for level, row in summary.levels.items() %}
     <tr class="{{ "main" if level == "student" }}"><th scope="row">{{ level }}</th><td>{{ row.parameters | count }}</td>{% for name in metrics %}<td>{{ row[name] | number }}<small>{{ row.interval[name] | plus_minus }}</small></td>{% endfor %}<td>{{ row.retention | percent(1) }}</td></tr>
-{% if loop.last %}
+    {% endfor %}
     </tbody>
-  </table>
-  </div>
+  {% endcall %}
 </section>
 {% endif %}
-{% endfor %}
 
 {% if curves %}
 <section id="learning">
@@ -168,16 +166,14 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="classes">
   <h2>Which classes it knows</h2>
   <p>The student of this run's method{% if several %}, of seed {{ summary.seed }},{% endif %} on the test set. Precision: of the examples predicted as the class, the share that is. Recall: of the examples of the class, the share predicted as it.</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Precision and recall of each class">
-  <table>
+  {% call table("Precision and recall of each class") %}
     <thead><tr><th scope="col">True class</th><th scope="col">Examples</th><th scope="col">Precision</th><th scope="col">Recall</th><th scope="col">F1</th>{% if classes | length <= 12 %}{% for one in classes %}<th scope="col">predicted<br>{{ one.name | truncate(18) }}</th>{% endfor %}{% endif %}</tr></thead>
     <tbody>
     {% for one in classes %}
     <tr><th scope="row">{{ one.name }}</th><td>{{ one.examples | count }}</td><td>{{ one.precision | percent(1) }}</td><td>{{ one.recall | percent(1) }}</td><td>{{ one.f1 | percent(1) }}</td>{% if classes | length <= 12 %}{% set row = loop.index0 %}{% for many in one.predicted %}<td{% if loop.index0 == row %} class="head"{% endif %}>{{ many | count }}</td>{% endfor %}{% endif %}</tr>
     {% endfor %}
     </tbody>
-  </table>
-  </div>
+  {% endcall %}
 </section>
 {% endif %}
 
@@ -185,8 +181,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="disagreements">
   <h2>Where teacher and student disagree</h2>
   <p>Of {{ disagreeing.compared | count }} {% if disagreeing.compared < disagreeing.proxy %}of {{ disagreeing.proxy | count }} {% endif %}proxy examples, teacher and student have the same most probable class for {{ disagreeing.agree | percent(1) }}; the mean Jensen-Shannon divergence of their probabilities is {{ disagreeing.mean | number(3) }} bits. Below are the {{ disagreeing.examples | length | count }} of the largest divergence (1 bit: nothing in common). Either of both may be wrong. The texts are those of the proxy set, which every site holds.</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Disagreements of teacher and student">
-  <table>
+  {% call table("Disagreements of teacher and student") %}
     <thead><tr><th scope="col">Divergence,<br>bits</th><th scope="col">Teacher</th><th scope="col">Student</th><th scope="col">Texts and, of the student's score, the words that add or take most</th></tr></thead>
     <tbody>
     {% for one in disagreeing.examples %}
@@ -196,8 +191,7 @@ REPORT_PAGE = """{% extends "page" %}
       <td class="text">{% for text in (one.text, one.pair) if text is not none %}{{ text }}{% if one.words and one.words[loop.index0] %}<small>{% for word in one.words[loop.index0] %}{{ "%+.3f" | format(word.contribution) }} {{ word.text }}{{ ", " if not loop.last }}{% endfor %}</small>{% elif not loop.last %}<br>{% endif %}{% endfor %}</td></tr>
     {% endfor %}
     </tbody>
-  </table>
-  </div>
+  {% endcall %}
 </section>
 {% endif %}
 
@@ -208,21 +202,18 @@ REPORT_PAGE = """{% extends "page" %}
 </section>
 {% endif %}
 
-{% for title, row in summary.get("answers", {}).items() %}
-{% if loop.first %}
+{% if summary.get("answers") %}
 <section id="answers">
   <h2>Who took part</h2>
   <p>Merchants, counted once in each round. Late: no answer by the deadline. Absent: the site was not connected. Resting: outside the hours of the site. Refused: excluded because of an invalid uplink, a failure, or the merchant's own limits. Rounds with too few participants were repeated.</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Who took part">
-  <table>
+  {% call table("Who took part") %}
     <thead><tr><th scope="col">Federation</th><th scope="col">Rounds</th><th scope="col">Selected</th><th scope="col">Merged</th><th scope="col">Refused</th><th scope="col">Late</th><th scope="col">Absent</th><th scope="col">Resting</th><th scope="col">Rounds<br>repeated</th></tr></thead>
     <tbody>
-{% endif %}
+    {% for title, row in summary.answers.items() %}
     <tr class="{{ "main" if title == summary.federation }}"><th scope="row">{{ title }}</th><td>{{ row.rounds | count }}</td><td>{{ row.asked | count }}</td><td>{{ row.merged | count }}</td><td>{{ row.refused | count }}</td><td>{{ row.late | count }}</td><td>{{ row.absent | count }}</td><td>{{ row.resting | count }}</td><td>{{ row.retried | count }}</td></tr>
-{% if loop.last %}
+    {% endfor %}
     </tbody>
-  </table>
-  </div>
+  {% endcall %}
   {% for title, row in summary.answers.items() if row.reasons %}
   <details><summary>Why, in {{ title }}</summary><ul class="notes soft">
   {% for reason, times in row.reasons %}<li>{{ reason }}{% if times > 1 %} ({{ times | count }} times){% endif %}</li>
@@ -230,25 +221,21 @@ REPORT_PAGE = """{% extends "page" %}
   {% endfor %}
 </section>
 {% endif %}
-{% endfor %}
 
-{% for title, row in summary.federations.items() if row.adaptation %}
-{% if loop.first %}
+{% if summary.federations.values() | selectattr("adaptation") | list %}
 <section id="adaptation">
   <h2>Domain adaptation after the last round</h2>
   <p>The aggregated student is fine-tuned on the server's own examples, distilled from the teacher and fine-tuned again. A stage that did not improve the validation score by more than its standard error was undone, as listed below.</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Before and after adaptation">
-  <table>
+  {% call table("Before and after adaptation") %}
     <thead><tr><th scope="col">Federation</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}<br>before → after</th>{% endfor %}<th scope="col">At each merchant{{ " *" if unprotected }}: mean, worst<br>before → after</th></tr></thead>
     <tbody>
-{% endif %}
+    {% for title, row in summary.federations.items() if row.adaptation %}
     <tr class="{{ "main" if title == summary.federation }}"><th scope="row">{{ title }}</th>
       {% for name in metrics %}<td>{% if row.adaptation.before %}{{ row.adaptation.before[name] | number }} → {{ row.adaptation.after[name] | number }}{% else %}–{% endif %}</td>{% endfor %}
       <td>{% if row.adaptation.personal %}{% set personal = row.adaptation.personal %}{{ personal.before.mean | number(3) }} → {{ personal.after.mean | number(3) }}<small>worst {{ personal.before.worst_merchant.accuracy | number(3) }} → {{ personal.after.worst_merchant.accuracy | number(3) }}</small>{% else %}–{% endif %}</td></tr>
-{% if loop.last %}
+    {% endfor %}
     </tbody>
-  </table>
-  </div>
+  {% endcall %}
   {{ stages(summary.federation, main.adaptation) if main.adaptation }}
   {% if summary.federations | length > 1 %}
   <details><summary>The stages of the other federations</summary>
@@ -257,7 +244,6 @@ REPORT_PAGE = """{% extends "page" %}
   {% endif %}
 </section>
 {% endif %}
-{% endfor %}
 
 <section id="privacy">
   <h2>Privacy</h2>
@@ -266,12 +252,10 @@ REPORT_PAGE = """{% extends "page" %}
   {% for sentence in promises %}<p>{{ sentence }}</p>
   {% endfor %}
   <p>What is marked * in the comparison is not protected. {{ unprotected }}</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="What leaves a merchant">
-  <table>
+  {% call table("What leaves a merchant") %}
     <thead><tr><th scope="col">What leaves a merchant</th><th scope="col">How it is protected</th></tr></thead>
     <tbody>{% for part in summary.privacy.reveals %}<tr><th scope="row">{{ part.what }}</th><td class="text">{{ part.how }}</td></tr>{% endfor %}</tbody>
-  </table>
-  </div>
+  {% endcall %}
   {% endif %}
   {% set audit = summary.privacy.audit %}
   {% if audit.auc is not none %}
@@ -279,12 +263,10 @@ REPORT_PAGE = """{% extends "page" %}
   <p>The federation was trained again without half of each merchant's examples, and attackers guessed which half. An AUC of 0.5 is
   guessing, 1 is certainty; {{ audit.strongest | words }} was the strongest. At 1 % false positives no attack identified more than
   {{ audit.tpr_at_1pct | percent(1) }} of the members. {{ audit_bound }}</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Attacks">
-  <table>
+  {% call table("Attacks") %}
     <thead><tr><th scope="col">Attack</th><th scope="col">AUC</th><th scope="col">What the attacker sees and does</th></tr></thead>
     <tbody>{% for name, auc in audit.attacks.items() %}<tr><th scope="row">{{ name | words }}</th><td>{{ auc | number(3) }}</td><td class="text">{{ audit.threat_models[name] }}</td></tr>{% endfor %}</tbody>
-  </table>
-  </div>
+  {% endcall %}
   {% endif %}
 </section>
 
