@@ -36,7 +36,8 @@ class Workshop:
         return {name: value + place for name, value in model.state_dict().items()}
 
     def label(self, model, name):
-        share = float(model.head[-1].bias[0] if hasattr(model.head, "__len__") else model.head.bias[0]) % 0.5
+        last = model.head[-1] if hasattr(model.head, "__len__") else model.head
+        share = last.bias[0].item() % 0.5
         return torch.tensor([[share, 0.5, 0.5 - share]])
 
     def levels(self, cache, assistants=ASSISTANTS, depends_on="teacher"):
