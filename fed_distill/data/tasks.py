@@ -36,6 +36,12 @@ SENTIMENT = Task(name="sentiment", classes=("negative", "positive"), pair=False,
 
 HISTORY_SEPARATOR = " ; "
 """Separator of the titles in a history, oldest first."""
+_ALONE = re.compile(r"(?<!\S);(?!\S)")
+
+
+def undivided(title: str) -> str:
+    """Return a title with a comma in place of each semicolon that stands alone, which would divide it in a history."""
+    return _ALONE.sub(",", title)
 
 
 def category_task(labels: Iterable[Any], name: str = "category") -> Task:

@@ -88,8 +88,9 @@ def as_table(account: Mapping[str, Any]) -> str:
     """Return the account as text."""
     counts = account["customers"]
     lines = [
-        f"{counts['treated']:,} treated customers and {counts['control']:,} others; of these bought "
-        f"{percent(counts['treated_bought'], 1)} and {percent(counts['control_bought'], 1)}.",
+        f"{counts['treated']:,} treated and {counts['control']:,} others; of these bought "
+        f"{percent(counts['treated_bought'], 1)} and {percent(counts['control_bought'], 1)}. They are "
+        f"{counts['distinct']:,} customers, each counted once for each campaign.",
     ]
     if "average" not in account:
         return lines[0] + " All are in one arm, so that there is no effect to estimate.\n"
@@ -124,7 +125,7 @@ def as_table(account: Mapping[str, Any]) -> str:
                 pairwise(overlap["edges"]), overlap["treated"], overlap["control"], strict=True
             )
         ),
-        f"Clipped propensities: {percent(overlap['clipped'], 1)} of the customers. Effective numbers of customers: "
+        f"Clipped propensities: {percent(overlap['clipped'], 1)}. Effective numbers: "
         f"{overlap['effective'][0]:,.0f} treated, {overlap['effective'][1]:,.0f} others.",
     ]
     return "\n".join(lines) + "\n"
@@ -136,6 +137,7 @@ def _customers(trial: Trial) -> dict[str, float | int | None]:
     return {
         "treated": int(trial.treated.sum()),
         "control": int((~trial.treated).sum()),
+        "distinct": len(np.unique(trial.customers)),
         "treated_bought": first,
         "control_bought": second,
         "difference": None if first is None or second is None else first - second,

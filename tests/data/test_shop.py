@@ -3,6 +3,7 @@
 import gzip
 import random
 from collections import Counter
+from dataclasses import fields
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data import load
 from fed_distill.data.examples import Examples
 from fed_distill.data.shop import dataset
-from fed_distill.data.shop.tables import ShopColumns, ShopFiles, at_home, read_tables
+from fed_distill.data.shop.tables import ShopColumns, ShopFiles, ShopTables, at_home, read_tables
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.evaluation import cold_start
 from fed_distill.reporting.store import read_summary
@@ -122,11 +123,11 @@ def test_a_history_is_what_the_customer_bought_there_before_latest_last(tmp_path
         (source.names[owner], [source.items[at] for at in history], [source.items[at] for at in basket])
         for owner, history, basket in zip(source.owners, source.histories, source.baskets, strict=True)
     ]
-    # the second basket in the north follows tea and milk; the third follows milk, bread and tea again, cut to two
-    assert told == [("north", ["tea", "milk"], ["bread", "tea"]), ("north", ["bread", "tea"], ["jam"])]
+    # the second basket in the north follows milk and tea; the third follows bread and tea again too, cut to two
+    assert told == [("north", ["milk", "tea"], ["bread", "tea"]), ("north", ["bread", "tea"], ["jam"])]
     assert source.groups.tolist() == [0, 0]
     whole = dataset.Shop(path=folder).read(DataConfig(dataset="shop", task="next-basket", valid_share=0.0))
-    assert [whole.items[at] for at in whole.histories[1]] == ["tea", "milk", "bread", "tea"], "tea was bought twice"
+    assert [whole.items[at] for at in whole.histories[1]] == ["milk", "tea", "bread", "tea"], "tea was bought twice"
 
 
 def test_a_customers_home_is_where_most_of_the_early_baskets_are(tmp_path: Path) -> None:
@@ -196,7 +197,8 @@ def test_a_catalogue_proxy_has_titles_that_were_sold_in_training_only(folder: Pa
 def test_all_formats_and_orders_of_lines_are_read_alike(folder: Path, tmp_path: Path) -> None:
     whole = read_tables(folder, ShopColumns(segment="segment"), ShopFiles())
     lines = shop_lines()
-    random.Random(0).shuffle(lines["transactions"])
+    for rows in lines.values():
+        random.Random(0).shuffle(rows)
     for name in ("gz", "parquet"):
         (tmp_path / name).mkdir()
     for name, rows in lines.items():
@@ -205,11 +207,35 @@ def test_all_formats_and_orders_of_lines_are_read_alike(folder: Path, tmp_path: 
         parquet.write_table(csv.read_csv(pa.BufferReader(text)), tmp_path / "parquet" / f"{name}.parquet")
     for name in ("gz", "parquet"):
         other = read_tables(tmp_path / name, ShopColumns(segment="segment"), ShopFiles())
-        for field in ("customers", "merchants", "times", "baskets", "titles", "customer_names", "segments"):
-            assert np.array_equal(getattr(whole, field), getattr(other, field)), field
-        assert sorted(zip(whole.baskets, whole.products, strict=True)) == sorted(
-            zip(other.baskets, other.products, strict=True)
+        for field in fields(ShopTables):
+            assert np.array_equal(getattr(whole, field.name), getattr(other, field.name)), field.name
+
+
+def test_within_a_basket_products_are_in_the_order_of_their_times(tmp_path: Path) -> None:
+    lines = {
+        "transactions": [
+            f"ann,north,1,{name},2024-01-01T10:0{minute}" for name, minute in (("b", 5), ("c", 0), ("a", 5))
+        ],
+        "products": ["a,apple", "b,bread", "c,cheese"],
+    }
+    found = read_tables(write(tmp_path / "shop", lines), ShopColumns(), ShopFiles())
+    assert [found.titles[product] for product in found.products] == ["cheese", "apple", "bread"]
+
+
+def test_a_semicolon_in_a_title_does_not_divide_it_in_a_history(tmp_path: Path, folder: Path) -> None:
+    lines = shop_lines()
+    lines["products"] = [line.replace("special of day", "special ; of;day") for line in lines["products"]]
+    divided, whole = load(config(write(tmp_path / "semicolons", lines))), load(config(folder))
+    for of_merchant, expected in zip(divided.merchants.values(), whole.merchants.values(), strict=True):
+        assert of_merchant.train.texts == tuple(
+            text.replace("special of day", "special , of;day") for text in expected.train.texts
         )
+
+
+def test_names_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
+    lines = {"transactions": ["null,NA,1,nan,2024-01-01"], "products": ["nan,None"]}
+    found = read_tables(write(tmp_path / "shop", lines), ShopColumns(), ShopFiles())
+    assert (found.customer_names, found.merchant_names, found.titles) == (("null",), ("NA",), ("None",))
 
 
 COLUMNS = [(name, column) for name, header in HEADERS.items() for column in header.split(",")]
@@ -275,8 +301,11 @@ def test_files_folders_and_options_that_are_missing_or_unknown_are_named(tmp_pat
     with pytest.raises(DataError, match=r"'.*nowhere' is not a folder"):
         load(config(tmp_path / "nowhere"))
     (folder / "products.csv").unlink()
-    with pytest.raises(DataError, match=r"shop has no products.parquet, .csv or .csv.gz"):
+    (folder / "Products.tsv").write_text("product\ttitle\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"shop has no products.parquet, .csv or .csv.gz; it has Products.tsv"):
         load(config(folder))
+    with pytest.raises(ConfigError, match=r"columns.title must name at least one column"):
+        load(config(folder, columns={"title": []}))
     with pytest.raises(ConfigError, match=r"columns has no 'price'; it has: customer, merchant"):
         load(config(folder, columns={"price": "p"}))
     with pytest.raises(ConfigError, match=r"only title can be joined of several"):
@@ -293,6 +322,31 @@ def test_too_few_days_and_customers_without_a_second_basket_are_refused(tmp_path
     once = [line for line in lines["transactions"] if ",b0-" in line]
     with pytest.raises(DataError, match=r"no customer has two baskets at one merchant"):
         load(config(write(tmp_path / "once", {**lines, "transactions": once})))
+
+
+def test_files_that_cannot_be_read_are_named_with_a_remedy(tmp_path: Path, folder: Path) -> None:
+    (folder / "products.csv").write_bytes("product,title\nmilk,Käse\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"products.csv cannot be read as CSV with commas, in UTF-8"):
+        load(config(folder))
+    (folder / "products.csv").write_text("product,title,title\nmilk,a,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"products.csv has 2 columns 'title': keep one of them"):
+        load(config(folder))
+    parquet.write_table(pa.table({"product": ["milk"], "title": [["a", "b"]]}), folder / "products.parquet")
+    with pytest.raises(DataError, match=r"shop has products.parquet and products.csv: keep one of them"):
+        load(config(folder))
+    (folder / "products.csv").unlink()
+    with pytest.raises(DataError, match=r"products.parquet: column 'title' has list<.*> values, not texts or numbers"):
+        load(config(folder))
+
+
+def test_what_leaves_nothing_is_named(tmp_path: Path) -> None:
+    lines = shop_lines()
+    untitled = {**lines, "products": [line.partition(",")[0] + "," for line in lines["products"]]}
+    with pytest.raises(DataError, match=r"no purchase is left: of 400 rows 0 have a product that is not listed"):
+        load(config(write(tmp_path / "untitled", untitled)))
+    foreign = {**lines, "customers": [line.replace("c", "x", 1) for line in lines["customers"]]}
+    with pytest.raises(DataError, match=r"customers.csv has none of the customers of transactions"):
+        load(config(write(tmp_path / "foreign", foreign), task="profile"))
 
 
 def test_columns_have_the_names_that_are_given_and_titles_are_joined(tmp_path: Path) -> None:

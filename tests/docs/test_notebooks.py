@@ -59,7 +59,7 @@ def executed(name, folder, monkeypatch):
         if cell.source.startswith("!"):
             cell.source += "\nassert _exit_code == 0"
     NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=1000, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
     return {cell.source: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
@@ -71,6 +71,7 @@ def shown(outputs, code, kind="text/plain"):
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(1200)
 def test_the_quickstart_shows_what_teacher_and_federation_add(tmp_path, monkeypatch):
     outputs = executed("quickstart", tmp_path, monkeypatch)
     table = shown(outputs, "run(Experiment.read", "text/html")
@@ -87,6 +88,7 @@ def test_the_quickstart_shows_what_teacher_and_federation_add(tmp_path, monkeypa
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(1200)
 def test_the_privacy_study_shows_that_a_larger_epsilon_costs_less(tmp_path, monkeypatch):
     outputs = executed("privacy", tmp_path, monkeypatch)
     lines = [line.split() for line in shown(outputs, "table.round").splitlines()[1:]]

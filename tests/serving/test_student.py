@@ -126,6 +126,11 @@ def test_a_recommendation_is_that_of_the_joined_history(clicks):
     np.testing.assert_allclose(clicks.predict([joined], ["blue shoe"])[0, 1], expected[0], atol=1e-6)
 
 
+def test_a_semicolon_in_a_title_does_not_divide_it(clicks):
+    expected = clicks.recommend(["red , phone"], ["blue , shoe"]).scores
+    np.testing.assert_array_equal(clicks.recommend(["red ; phone"], ["blue ; shoe"]).scores, expected)
+
+
 def test_what_a_customer_buys_next_is_recommended_by_history_and_not_ranked_by_query(baskets):
     ranked = baskets.recommend(["red phone", "red case"], ["blue shoe", "green kettle"])
     expected = direct(baskets, ["red phone ; red case"] * 2, ["blue shoe", "green kettle"])[:, 0]  # gain 1 if bought

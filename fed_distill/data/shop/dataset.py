@@ -156,6 +156,8 @@ class Shop(_Baskets):
         joined = [role for role, name in self.columns.items() if role != "title" and not isinstance(name, str)]
         if joined:
             raise ValueError(f"columns.{joined[0]} must be one column; only title can be joined of several")
+        if not self.columns.get("title", "title"):
+            raise ValueError("columns.title must name at least one column")
 
     def read(self, config: DataConfig) -> Source:
         """Read the files and make the source for the task; raise DataError, naming the file and the problem."""

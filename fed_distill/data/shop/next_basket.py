@@ -229,6 +229,12 @@ def items_of(tables: ShopTables, max_characters: int) -> tuple[tuple[str, ...], 
     }
     item_of = np.array([place.get(collapse(title), -1) for title in tables.titles], dtype=np.int64)
     kept = int((item_of[tables.products] >= 0).sum())
+    if not kept:
+        raise DataError(
+            f"no purchase is left: of {len(tables.products) + tables.dropped:,} rows {tables.dropped:,} have a product "
+            f"that is not listed, and the others one without a usable title (1 to {max_characters} characters, "
+            "data.max_characters)"
+        )
     account = {
         **cleaned.account,
         "rows_read": len(tables.products) + tables.dropped,

@@ -1,8 +1,8 @@
 """Tables of a shop: purchases, products and customers, from Parquet or CSV files in one folder.
 
 ``transactions`` has a line for each product in a basket, ``products`` a line for each product, and ``customers``, which
-is read for profiles only, a line for each customer whose segments are known. Lines may be in any order. The files of
-campaigns are read in ``campaigns``.
+is read for profiles only, a line for each customer whose segments are known. The order of lines has no meaning. The
+files of campaigns are read in ``campaigns``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from pyarrow import csv, parquet
 
 from fed_distill.data.dataset import IntArray
 from fed_distill.data.partition import natural
-from fed_distill.data.tasks import label_text
+from fed_distill.data.tasks import label_text, undivided
 from fed_distill.errors import DataError
 
 KINDS = (".parquet", ".csv", ".csv.gz")
@@ -65,7 +65,8 @@ class ShopTables:
 
     customers, merchants: int64 ``[baskets]``, positions in ``customer_names`` and ``merchant_names``, which are in
     natural order. times: datetime64[s] ``[baskets]``, when the first product was sold. baskets, products: int64
-    ``[lines]``, ordered by basket; products are positions in ``titles``. titles: of each product, "" where unknown.
+    ``[lines]``, ordered by basket, then by time, then by the product's name; products are positions in ``titles``, in
+    natural order of their names. titles: of each product, "" where unknown.
     segments: of each customer, "" where unknown; empty if none is read. dropped: lines of unknown products.
     product_names: of each product.
     """
@@ -97,7 +98,8 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
     sold_in, sold = read_columns(folder, files.transactions, (*roles, columns.time))
     listed_in, listed = read_columns(folder, files.products, (columns.product, *columns.title))
     of_listed = column_of(listed, columns.product, listed_in)
-    places = _places(of_listed, "product", listed_in)
+    listing = _places(of_listed, "product", listed_in)
+    places = {name: place for place, name in enumerate(of_listed.names)}
     of_customer, of_merchant, of_basket, of_product = (column_of(sold, role, sold_in) for role in roles)
     products = np.array([places.get(name, -1) for name in of_product.names], dtype=np.int64)[of_product.numbers]
     unknown = np.flatnonzero(products < 0)
@@ -110,7 +112,7 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
     first = _first_lines(sold_in, of_basket, {"customer": of_customer.numbers, "merchant": of_merchant.numbers}, times)
     order = np.argsort(times[first], kind="stable")
     baskets = np.argsort(order)[of_basket.numbers]
-    lines = np.argsort(baskets, kind="stable")
+    lines = np.lexsort((products, times, baskets))
     lines = lines[products[lines] >= 0]
     return ShopTables(
         of_customer.numbers[first][order],
@@ -118,12 +120,12 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
         times[first][order],
         baskets[lines],
         products[lines],
-        _titles(listed, columns.title),
+        _titles(listed.take([listing[name] for name in of_listed.names]), columns.title),
         of_customer.names,
         of_merchant.names,
         _segments(folder, files.customers, columns, of_customer.names) if columns.segment else (),
         len(unknown),
-        tuple(of_listed.names[number] for number in of_listed.numbers),
+        of_listed.names,
     )
 
 
@@ -168,39 +170,57 @@ def _first_lines(path: Path, baskets: "Column", same: Mapping[str, IntArray], ti
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Return the path of a file of one of ``KINDS``, or None."""
-    return next((path for kind in KINDS if (path := folder / f"{name}{kind}").is_file()), None)
+    """Return the path of a file of one of ``KINDS``, or None; raise DataError if there are several."""
+    found = [path for kind in KINDS if (path := folder / f"{name}{kind}").is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} has {found[0].name} and {found[1].name}: keep one of them")
+    return found[0] if found else None
 
 
 def read_columns(folder: Path, name: str, columns: Sequence[str]) -> tuple[Path, pa.Table]:
     """Return the path of a file and its ``columns``, those of CSV files as strings."""
     path = find_file(folder, name)
     if path is None:
-        raise DataError(f"{folder} has no {name}{', '.join(KINDS[:-1])} or {KINDS[-1]}")
+        near = sorted(one.name for one in folder.iterdir() if one.name.lower().startswith(name))
+        there = f"; it has {', '.join(near)}" if near else ""
+        raise DataError(f"{folder} has no {name}{', '.join(KINDS[:-1])} or {KINDS[-1]}{there}")
     wanted = list(dict.fromkeys(columns))
     try:
         if path.suffix == ".parquet":
             found = parquet.read_schema(path).names
-            table = parquet.read_table(path, columns=[name for name in wanted if name in found])
+            _check_names(path, found, wanted)
+            table = parquet.read_table(path, columns=wanted)
         else:
             with csv.open_csv(path) as opened:
                 found = opened.schema.names
+            _check_names(path, found, wanted)
             convert = csv.ConvertOptions(
                 column_types=dict.fromkeys(wanted, pa.string()),
-                include_columns=[name for name in wanted if name in found],
+                include_columns=wanted,
                 strings_can_be_null=True,
+                null_values=[""],
             )
             table = csv.read_csv(path, convert_options=convert)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise DataError(
-            f"{path} has no column {missing[0]!r}; it has: {', '.join(found)}. Name it in data.options.columns"
-        )
+        as_what = "" if path.suffix == ".parquet" else " as CSV with commas, in UTF-8"
+        raise DataError(f"{path} cannot be read{as_what}: {error}") from error
+    nested = [column for column in wanted if pa.types.is_nested(table[column].type)]
+    if nested:
+        raise DataError(f"{path}: column {nested[0]!r} has {table[nested[0]].type} values, not texts or numbers")
     if not len(table):
         raise DataError(f"{path} has no rows")
     return path, table
+
+
+def _check_names(path: Path, found: list[str], wanted: Sequence[str]) -> None:
+    """Raise DataError unless each of the ``wanted`` columns is among the ``found`` ones once."""
+    for name in wanted:
+        if name not in found:
+            raise DataError(
+                f"{path} has no column {name!r}; it has: {', '.join(found)}. Name it in data.options.columns"
+            )
+        if found.count(name) > 1:
+            raise DataError(f"{path} has {found.count(name)} columns {name!r}: keep one of them")
 
 
 @dataclass(frozen=True)
@@ -265,11 +285,14 @@ def _places(names: Column, what: str, path: Path) -> dict[str, int]:
 
 def _titles(products: pa.Table, columns: Sequence[str]) -> tuple[str, ...]:
     parts = [[label_text(value) for value in products[column].to_pylist()] for column in columns]
-    return tuple(" ".join(filter(None, title)) if title[0] else "" for title in zip(*parts, strict=True))
+    joined = (" ".join(filter(None, title)) if title[0] else "" for title in zip(*parts, strict=True))
+    return tuple(undivided(title) for title in joined)
 
 
 def _segments(folder: Path, name: str, columns: ShopColumns, customers: Sequence[str]) -> tuple[str, ...]:
     path, table = read_columns(folder, name, (columns.customer, columns.segment))
     places = _places(column_of(table, columns.customer, path), "customer", path)
+    if places.keys().isdisjoint(customers):
+        raise DataError(f"{path} has none of the customers of {ShopFiles().transactions}: are their ids the same?")
     known = [label_text(value) for value in table[columns.segment].to_pylist()]
     return tuple(known[places[customer]] if customer in places else "" for customer in customers)
