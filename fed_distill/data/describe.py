@@ -56,6 +56,10 @@ def render(account: Mapping[str, Any]) -> str:
     )
     lines.append(_row("rows kept", cleaning["rows_kept"]))
     lines.extend(_row(f"masked: {kind}", count) for kind, count in cleaning["masked"].items())
+    lines.extend(
+        f"  {what:<33}{count:>11,}" if isinstance(count, int) else f"  {what:<33}{count:>11}"
+        for what, count in cleaning.get("purchases", {}).items()
+    )
     if cleaning["unlabeled_merchants"]:
         lines.append(_row("merchants without a known label", len(cleaning["unlabeled_merchants"])))
     lines += ["", "Merchants", _row("all", merchants["all"])]

@@ -2,9 +2,10 @@
 
 import gzip
 import random
+import re
 from collections import Counter
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pyarrow import csv, parquet
 
 from fed_distill.config import DataConfig
 from fed_distill.data import load
+from fed_distill.data.describe import render
 from fed_distill.data.examples import Examples
 from fed_distill.data.shop import dataset
 from fed_distill.data.shop.tables import ShopColumns, ShopFiles, ShopTables, at_home, read_tables
@@ -289,6 +291,23 @@ def test_what_is_wrong_in_a_file_is_named_with_its_row(tmp_path: Path, wrong: st
     lines, message = WRONG[wrong]
     with pytest.raises(DataError, match=message):
         load(config(write(tmp_path / "shop", lines), task="profile"))
+
+
+def test_the_account_has_the_days_and_numbers_of_what_was_read(folder: Path) -> None:
+    data = load(config(folder))
+    found = data.account["cleaning"]["purchases"]
+    assert found == {
+        "customers": 12,
+        "baskets": 200,
+        "first day": "2024-01-01",
+        "last day": "2024-02-19",
+        "validation from": found["validation from"],
+    }
+    begins = date.fromisoformat(found["validation from"])
+    days = [FIRST.date() + timedelta(days=day) for one in data.merchants.values() for day in days_of(one.train.texts)]
+    assert max(days) < begins <= date(2024, 2, 19)
+    text = render(data.account)
+    assert re.search(r"customers +12\n", text) and re.search(r"first day +2024-01-01\n", text)
 
 
 def test_unknown_products_can_be_dropped_and_are_counted(tmp_path: Path) -> None:

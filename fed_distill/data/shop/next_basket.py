@@ -101,6 +101,7 @@ class NextBasket:
         owners, customers = tables.merchants[rows], tables.customers[rows]
         parts, end = _by_time(tables.times[rows], owners, customers, config, options.starts)
         trained = np.searchsorted(tables.times, end)
+        account["purchases"]["validation from"] = str(end.astype("datetime64[D]"))
         return cls(
             tables.merchant_names,
             owners,
@@ -240,6 +241,12 @@ def items_of(tables: ShopTables, max_characters: int) -> tuple[tuple[str, ...], 
         "rows_read": len(tables.products) + tables.dropped,
         "rows_kept": kept,
         "dropped": {"unknown product": tables.dropped, "no usable title": len(tables.products) - kept},
+        "purchases": {
+            "customers": len(tables.customer_names),
+            "baskets": len(tables.times),
+            "first day": str(tables.times[0].astype("datetime64[D]")),
+            "last day": str(tables.times[-1].astype("datetime64[D]")),
+        },
     }
     return tuple(distinct), item_of, account
 
