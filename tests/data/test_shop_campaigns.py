@@ -1,5 +1,6 @@
 """Campaigns of a shop's own files: what an example has, that nothing of a campaign's days is in it, and every error."""
 
+import random
 from datetime import date, timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +82,18 @@ def config(folder: Path, **options: object) -> DataConfig:
 
 def rows_of(folder: Path, **options: object):
     return Shop(path=folder, **options).read(config(folder))
+
+
+def test_the_order_of_lines_has_no_meaning(folder: Path, tmp_path: Path) -> None:
+    shuffled = lines()
+    for rows in shuffled.values():
+        random.Random(0).shuffle(rows)
+    other, whole = load(config(write(tmp_path / "shuffled", shuffled))), load(config(folder))
+    assert list(other.merchants) == list(whole.merchants)
+    for name, merchant in whole.merchants.items():
+        found = other.merchants[name].train
+        assert (found.texts, found.pairs) == (merchant.train.texts, merchant.train.pairs)
+        assert found.labels.tolist() == merchant.train.labels.tolist()
 
 
 def days_in(text: str) -> list[int]:

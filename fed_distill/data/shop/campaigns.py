@@ -130,14 +130,15 @@ def read_campaigns(folder: Path, columns: ShopColumns, tables: ShopTables, drop_
                 f"{path}: all customers of campaign {name!r} have {columns.treated} = {'yes' if arms.all() else 'no'}: "
                 "an effect needs customers of both arms"
             )
+    order = np.lexsort((of_customer.numbers, of_campaign.numbers))  # that of the lines has no meaning
     return Campaigns(
         of_campaign.names,
         starts[first],
         ends[first],
         _products(folder, columns, tables, of_campaign.names, drop_unknown),
-        np.array([known[name] for name in of_customer.names], dtype=np.int64)[of_customer.numbers],
-        of_campaign.numbers,
-        treated,
+        np.array([known[name] for name in of_customer.names], dtype=np.int64)[of_customer.numbers][order],
+        of_campaign.numbers[order],
+        treated[order],
     )
 
 
