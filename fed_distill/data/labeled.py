@@ -110,6 +110,12 @@ class LabeledRows:
             public_texts,
         )
 
+    def left_out(self, dropped: Mapping[str, int]) -> Self:
+        """Return a copy whose account also counts rows that were left out before cleaning, by reason."""
+        reasons = {**self.account["dropped"], **dropped}
+        read = self.account["rows_read"] + sum(dropped.values())
+        return replace(self, account={**self.account, "rows_read": read, "dropped": reasons})
+
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
         """Return the rows unchanged."""
         return Examples(

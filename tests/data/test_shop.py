@@ -403,6 +403,16 @@ def test_profiles_are_the_most_frequent_products_and_no_customer_is_on_both_side
     assert load(short).account["cleaning"]["rows_kept"] == data.account["cleaning"]["rows_kept"], "it is of a title"
 
 
+def test_customers_who_are_left_out_of_profiles_are_counted(tmp_path: Path) -> None:
+    lines = shop_lines()
+    lines["transactions"] += [f"c0,west,w{basket},milk,2024-01-0{basket}" for basket in (1, 2)]
+    folder = write(tmp_path / "shop", lines)
+    account = dataset.Shop(path=folder).read(config(folder, task="profile")).account
+    assert account["dropped"]["unknown segment"] == 2, "the last customer, at two stores"
+    assert account["dropped"]["fewer than 3 baskets"] == 1
+    assert account["rows_read"] == account["rows_kept"] + sum(account["dropped"].values()) == 2 * CUSTOMERS + 1
+
+
 def test_the_complete_journey_is_verified_and_sensitive_segments_are_refused(folder: Path, tmp_path: Path) -> None:
     of = DataConfig(dataset="complete-journey", task="next-basket", options={"path": str(tmp_path)})
     with pytest.raises(

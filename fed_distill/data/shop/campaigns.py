@@ -230,9 +230,10 @@ def campaign_rows(tables: ShopTables, campaigns: Campaigns, config: DataConfig, 
             "purchases before it"
         )
     labels = cell_of(np.array(treated), np.array(bought))
-    return LabeledRows.build(
+    rows = LabeledRows.build(
         MARKETING_EFFECT, texts, labels, config, pairs=pairs, merchants=owners, groups=groups, titles=history
     )
+    return rows.left_out({f"fewer than {_FEWEST_BASKETS} baskets before": len(campaigns.customers) - len(texts)})
 
 
 def _sold_in(tables: ShopTables, products: IntArray | None) -> npt.NDArray[np.bool_]:

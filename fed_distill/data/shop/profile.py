@@ -33,12 +33,13 @@ def profiles(tables: ShopTables, config: DataConfig, history: int) -> LabeledRow
         if item >= 0:
             bought[int(tables.merchants[basket]), int(tables.customers[basket])][item] += 1
     baskets = Counter(zip(tables.merchants.tolist(), tables.customers.tolist(), strict=True))
-    keys = [key for key in sorted(bought) if baskets[key] >= _FEWEST_BASKETS and tables.segments[key[1]]]
+    known = [key for key in sorted(bought) if tables.segments[key[1]]]
+    keys = [key for key in known if baskets[key] >= _FEWEST_BASKETS]
     task = category_task((tables.segments[customer] for _, customer in keys), PROFILE)
     read_label = label_reader(task)
     labels = [read_label(tables.segments[customer]) for _, customer in keys]
     assert UNLABELED not in labels
-    return LabeledRows.build(
+    rows = LabeledRows.build(
         task,
         [HISTORY_SEPARATOR.join(items[item] for item in _most(bought[key], history)) for key in keys],
         labels,
@@ -47,6 +48,8 @@ def profiles(tables: ShopTables, config: DataConfig, history: int) -> LabeledRow
         groups=[customer for _, customer in keys],
         titles=history,
     )
+    few = f"fewer than {_FEWEST_BASKETS} baskets"
+    return rows.left_out({"unknown segment": len(bought) - len(known), few: len(known) - len(keys)})
 
 
 def _most(counts: Counter[int], number: int) -> list[int]:
