@@ -10,7 +10,7 @@ from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
 from fed_distill.evaluation.campaigns import qini_of, trial_of
 from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
-from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
+from fed_distill.evaluation.metrics import Metrics, classification, headline, macro_f1_by_group, ndcg_by_query, ranking
 from fed_distill.evaluation.recommenders import Recommender, as_probabilities
 from fed_distill.evaluation.resampling import Resampled, macro_f1_of, mean_of, qini_of_trial, resampled
 from fed_distill.evaluation.uplift import Trial
@@ -30,13 +30,14 @@ class Evaluator:
 
     def test(self, student: TextModel) -> Metrics:
         """Return all metrics on the common test set."""
-        return self.test_by_query(student)[0]
+        return self.test_by_unit(student)[0]
 
-    def test_by_query(self, student: TextModel) -> tuple[Metrics, list[float]]:
-        """Return all metrics on the common test set, and nDCG@10 by query; empty without a ranking view."""
+    def test_by_unit(self, student: TextModel) -> tuple[Metrics, list[float]]:
+        """Return all metrics on the common test set, and values by test unit whose mean is the headline metric: nDCG@10
+        by query, or without a ranking view macro-F1 by group of examples; empty for campaigns."""
         return self._measure(student, "test", self._data.test, self._data.ranking_test)
 
-    def recommender_by_query(self, scores: Recommender) -> tuple[Metrics, list[float]]:
+    def recommender_by_unit(self, scores: Recommender) -> tuple[Metrics, list[float]]:
         """Return AUC and ranking metrics on the common test set, and nDCG@10 by query, of a recommender whose scores
         are no probabilities: it has no accuracy."""
         task, test, ranked = self._data.task, self._data.test, self._data.ranking_test
@@ -75,10 +76,10 @@ class Evaluator:
     def validation_resampled(self, student: TextModel) -> Resampled:
         """Return ``validation_score``, and its values on resamples of the queries, customers or groups of examples."""
         examples = self._data.valid
-        measured, by_query = self._measure(student, "valid", examples, self._data.ranking_valid)
+        measured, by_unit = self._measure(student, "valid", examples, self._data.ranking_valid)
         self.score(measured)
         if self._data.task.gains is not None:
-            return resampled(mean_of(by_query), range(len(by_query)))
+            return resampled(mean_of(by_unit), range(len(by_unit)))
         probabilities = predict_prepared(student, self._prepare(student, "valid", examples)).numpy()
         if self._data.task.of_campaigns:
             trial = self._trial("valid", examples)
@@ -117,8 +118,9 @@ class Evaluator:
         measured = dict(classification(probabilities, examples.labels, self._data.task))
         if self._data.task.of_campaigns:
             measured["qini"] = qini_of(probabilities, self._trial(part, examples))
-        if ranked is None:
             return measured, []
+        if ranked is None:
+            return measured, macro_f1_by_group(probabilities, examples.labels, examples.groups)
         scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
         measured |= ranking(scores, ranked, self._data.task)
         if part == "test":
@@ -147,22 +149,22 @@ def mean_metrics(several: list[Metrics]) -> Metrics:
     return {name: _mean([metrics[name] for metrics in several]) for name in several[0]}
 
 
-class MeanByQuery:
-    """The mean of each query's score over students, without keeping all students' scores."""
+class MeanByUnit:
+    """The mean of each test unit's score over students, without keeping all students' scores."""
 
     def __init__(self) -> None:
         self._total: npt.NDArray[np.float64] | None = None
         self._count = 0
 
     def add(self, scores: list[float]) -> None:
-        """Add one student's scores, of the same queries as those of all others."""
+        """Add one student's scores, of the same units as those of all others."""
         added = np.asarray(scores, dtype=np.float64)
         self._total = added if self._total is None else self._total + added
         self._count += 1
 
     @property
     def values(self) -> list[float]:
-        """The means; empty without students or queries."""
+        """The means; empty without students or units."""
         return [] if self._total is None else [float(value) for value in self._total / self._count]
 
 

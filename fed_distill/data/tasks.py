@@ -44,6 +44,11 @@ def undivided(title: str) -> str:
     return _ALONE.sub(",", title)
 
 
+def history_text(titles: Iterable[str]) -> str:
+    """Return the history of these titles, oldest first, as a text that a student reads."""
+    return HISTORY_SEPARATOR.join(map(undivided, titles))
+
+
 def category_task(labels: Iterable[Any], name: str = "category") -> Task:
     """Return a task with one text whose classes are the distinct ``labels``, sorted; the most frequent is positive.
 

@@ -1,11 +1,12 @@
-"""Intervals and paired tests of a mean score over data seeds, training seeds and test queries.
+"""Intervals and paired tests of a mean score over data seeds, training seeds and test data.
 
-A score has three sources of chance. A data seed draws the split, and with it the test queries; a training seed draws
-initial weights, batches and cohorts; a query is drawn from all that customers could have asked. Queries are nested in
-data seeds and crossed with training seeds, because all students of one data seed are tested on the same queries.
+A score has three sources of chance. A data seed draws the split, and with it the test data; a training seed draws
+initial weights, batches and cohorts; a test unit, which is a query of a ranking or else a group of examples, is drawn
+from all that customers could have asked or written. Units are nested in data seeds and crossed with training seeds,
+because all students of one data seed are tested on the same units.
 
 The standard error is that of the hierarchical bootstrap: data seeds are resampled, within each of them training seeds
-and queries (Davison and Hinkley 1997, section 3.8; for crossed factors, the pigeonhole bootstrap of Owen, Annals of
+and units (Davison and Hinkley 1997, section 3.8; for crossed factors, the pigeonhole bootstrap of Owen, Annals of
 Applied Statistics 2007). A mean is linear in the scores, so its variance over *all* resamples has a closed form (the
 ideal bootstrap of Efron and Tibshirani 1993, section 6.2), and none has to be drawn. Two corrections make it hold for
 few seeds: deviations at a level of n units are rescaled by sqrt(n / (n - 1)) (Rao and Wu, JASA 1988), without which
@@ -25,9 +26,9 @@ import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
 Sample = Sequence[npt.NDArray[np.float64]]
-"""Scores of one row of a comparison: for each data seed an array ``[training seeds, queries]``. A metric that is not a
-mean over queries has one column."""
-LEVELS = ("data seeds", "training seeds", "test queries")
+"""Scores of one row of a comparison: for each data seed an array ``[training seeds, units]``. A metric without scores
+by unit has one column."""
+LEVELS = ("data seeds", "training seeds", "test data")
 CONFIDENCE = 0.95
 CLEAR = 2.0
 """A denominator is clear of noise if it is at least this many half-widths of its 95 % interval above zero."""
@@ -56,7 +57,7 @@ class Estimate:
 
 
 def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
-    """Estimate the mean over data seeds of the mean over training seeds and queries.
+    """Estimate the mean over data seeds of the mean over training seeds and test units.
 
     :param sample: scores
     :param confidence: of the interval
@@ -78,7 +79,7 @@ def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
 
 
 def difference(ours: Sample, theirs: Sample) -> Sample:
-    """Return the paired difference ``ours - theirs`` of two rows measured on equal seeds and queries.
+    """Return the paired difference ``ours - theirs`` of two rows measured on equal seeds and test units.
 
     :raises ValueError: the rows have different shapes, so that they cannot be paired
     """
@@ -156,13 +157,13 @@ def worst_tenth(accuracies: Mapping[str, float], counts: Mapping[str, int]) -> f
 
 
 def _units(sample: Sample) -> tuple[int, int, int]:
-    """Return the largest number of data seeds, training seeds and queries."""
+    """Return the largest number of data seeds, training seeds and test units."""
     return len(sample), max(part.shape[0] for part in sample), max(part.shape[1] for part in sample)
 
 
 def _mean(sample: Sample) -> float:
     if not sample or any(part.ndim != 2 or part.size == 0 for part in sample):
-        raise ValueError("a mean needs at least one score of each data seed, as an array [training seeds, queries]")
+        raise ValueError("a mean needs at least one score of each data seed, as an array [training seeds, units]")
     if not all(np.isfinite(part).all() for part in sample):
         raise ValueError("a score is not finite")
     return float(np.mean([part.mean() for part in sample]))
@@ -170,7 +171,7 @@ def _mean(sample: Sample) -> float:
 
 def _variances(sample: Sample) -> list[tuple[float, float]]:
     """Return the bootstrap's variance of the mean due to each level with at least two units, and its degrees of
-    freedom; training seeds, queries and their interaction are pooled over the data seeds."""
+    freedom; training seeds, test units and their interaction are pooled over the data seeds."""
     seeds = len(sample)
     parts = [_between([part.mean() for part in sample])] if seeds > 1 else []
     within: dict[str, list[tuple[float, float]]] = {}
@@ -179,7 +180,7 @@ def _variances(sample: Sample) -> list[tuple[float, float]]:
         if len(rows) > 1:
             within.setdefault("training seeds", []).append(_between(rows))
         if len(columns) > 1:
-            within.setdefault("queries", []).append(_between(columns))
+            within.setdefault("units", []).append(_between(columns))
         if min(part.shape) > 1:
             left = part - rows[:, None] - columns[None, :] + part.mean()
             free = float((len(rows) - 1) * (len(columns) - 1))

@@ -15,7 +15,7 @@ from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment
 from fed_distill.config.experiment import personal_arm
 from fed_distill.coordinator.attempts import patiently
-from fed_distill.coordinator.evaluation import Evaluator, MeanByQuery, accuracies, mean_metrics
+from fed_distill.coordinator.evaluation import Evaluator, MeanByUnit, accuracies, mean_metrics
 from fed_distill.coordinator.federation import Federation, round_learning_rate
 from fed_distill.coordinator.progress import FederationProgress
 from fed_distill.coordinator.released import RELEASED, Released
@@ -154,9 +154,9 @@ class Comparison:
         """Evaluate one model of the chain on the common test set."""
         began = time.perf_counter()
         model = trained()
-        metrics, per_query = self.evaluator.test_by_query(model)
+        metrics, by_unit = self.evaluator.test_by_unit(model)
         metrics = {**metrics, "parameters": model.parameter_count()}
-        return Outcome(title, "level", self.seed, metrics, per_query=per_query, seconds=time.perf_counter() - began)
+        return Outcome(title, "level", self.seed, metrics, by_unit=by_unit, seconds=time.perf_counter() - began)
 
     def _server(self, control: str, start: Start) -> Outcome:
         weights, seconds = self._started(self.experiment.student.model, start)
@@ -173,8 +173,8 @@ class Comparison:
         """Evaluate a recommender without trained weights, of everybody's examples."""
         began = time.perf_counter()
         found = RECOMMENDERS[name](self.server.everybody(), self.server.data.task)
-        metrics, per_query = self.evaluator.recommender_by_query(found)
-        return Outcome(name, "control", self.seed, metrics, per_query=per_query, seconds=time.perf_counter() - began)
+        metrics, by_unit = self.evaluator.recommender_by_unit(found)
+        return Outcome(name, "control", self.seed, metrics, by_unit=by_unit, seconds=time.perf_counter() - began)
 
     def _pooled(self) -> Outcome:
         name = self.experiment.student.model
@@ -198,23 +198,23 @@ class Comparison:
 
         def take() -> tuple[list[Metrics], list[float], UplinkValidator]:
             intake = federation.intake(request, method.broadcast(state), {}, state, 1)
-            measured, by_query = [], MeanByQuery()
+            measured, means = [], MeanByUnit()
             for done, uplink in enumerate(intake, 1):
                 student.load_state_dict(updated(start, uplink.need(StudentUpdate)))
-                metrics, per_query = self.evaluator.test_by_query(student)
+                metrics, by_unit = self.evaluator.test_by_unit(student)
                 measured.append(metrics)
-                by_query.add(per_query)
+                means.add(by_unit)
                 self.callbacks.on_step(done, {})
-            return measured, by_query.values, intake
+            return measured, means.values, intake
 
-        measured, per_query, intake = patiently(take, federation.config, [])
+        measured, by_unit, intake = patiently(take, federation.config, [])
         counts = self._honest(intake.own_counts)
         return Outcome(
             name="local",
             kind="control",
             seed=self.seed,
             metrics=mean_metrics(measured),
-            per_query=per_query,
+            by_unit=by_unit,
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
             seconds=time.perf_counter() - began,
@@ -352,13 +352,13 @@ class Comparison:
         counts = self._honest(found)
         if unreported:
             self.callbacks.on_message(f"{name}: sites of {len(unreported)} merchants did not report test scores")
-        metrics, per_query = self.evaluator.test_by_query(student)
+        metrics, by_unit = self.evaluator.test_by_unit(student)
         return Outcome(
             name=name,
             kind=kind,
             seed=self.seed,
             metrics=metrics,
-            per_query=per_query,
+            by_unit=by_unit,
             validation=self.evaluator.validation(student),
             cold=self.evaluator.cold(student),
             merchant_accuracy=accuracies(counts),

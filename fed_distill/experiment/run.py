@@ -38,11 +38,11 @@ from fed_distill.reporting.disagreements import DISAGREEMENTS, disagreements
 from fed_distill.reporting.disagreements import written as texts_written
 from fed_distill.reporting.model_card import CARD, model_card
 from fed_distill.reporting.outcome import Outcome
-from fed_distill.reporting.query_scores import QUERY_SCORES, written
 from fed_distill.reporting.report import write_report
 from fed_distill.reporting.speed import speed
 from fed_distill.reporting.store import CLASSES, SUMMARY, RunStore, read_audit
 from fed_distill.reporting.summary import summarize
+from fed_distill.reporting.unit_scores import UNIT_SCORES, written
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def run_experiment(
             confusion=confusion(probabilities, data.test.labels, data.task).tolist(),
             chance=chance_scores(data.test.labels.tolist(), data.ranking_test, data.task),
         )
-        store.write(QUERY_SCORES, written(outcomes))
+        store.write(UNIT_SCORES, written(outcomes))
         if (folder / SUMMARY).exists():  # a finished run was resumed: keep the results of audits
             summary["privacy"]["audit"] = read_audit(folder)
         described = StudentDescription(data.task, experiment.data.max_characters)

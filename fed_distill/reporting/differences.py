@@ -1,7 +1,7 @@
 """Samples of a run's rows, and their paired differences, for ``summary.json``.
 
-A run has one data seed: its intervals cover training seeds, and for nDCG@10 test queries, but not another split of the
-data. That takes a study with ``data_seeds``.
+A run has one data seed: its intervals cover training seeds, and for the headline metric test data, but not another
+split. That takes a study with ``data_seeds``.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,22 +14,19 @@ from fed_distill.reporting.outcome import Outcome
 
 REFERENCES = ("server", "fedavg")
 """The controls that every row is compared with."""
-BY_QUERY = "ndcg@10"
-"""The metric that is a mean over queries."""
-
 Key = TypeVar("Key", bound=Hashable)
 
 
 def sample_of(units: Sequence[Outcome], metric: str) -> Sample | None:
     """Return a row's scores, in order of the seeds; None if the metric is undefined for one of them."""
     ordered = sorted(units, key=lambda unit: unit.seed)
-    if metric == BY_QUERY and ordered and all(unit.per_query for unit in ordered):
-        return [np.array([unit.per_query for unit in ordered], dtype=np.float64)]
+    if ordered and all(unit.by_unit and metric == _by_unit(unit) for unit in ordered):
+        return [np.array([unit.by_unit for unit in ordered], dtype=np.float64)]
     return column([unit.metrics.get(metric) for unit in ordered])
 
 
 def column(values: Sequence[float | None]) -> Sample | None:
-    """Return one value for each training seed as a sample without queries; None if one is undefined, because a mean
+    """Return one value for each training seed as a sample without test units; None if one is undefined, because a mean
     over some seeds would be biased."""
     known = [value for value in values if value is not None]
     return [np.array(known, dtype=np.float64)[:, None]] if known and len(known) == len(values) else None
@@ -95,3 +92,8 @@ def added(
         adjusted = None if in_table is None else in_table["p_adjusted"]
         found[name] = None if one is None else {**described(one), "over": base, "p_adjusted": adjusted}
     return found
+
+
+def _by_unit(unit: Outcome) -> str:
+    """Return the metric that is the mean of ``unit.by_unit``."""
+    return "ndcg@10" if "ndcg@10" in unit.metrics else "macro_f1"

@@ -37,7 +37,7 @@ GLOSSARY = {
     "Uplink, downlink": "Bytes that a merchant sends, and receives, in one round, measured on the messages themselves.",
     "Domain adaptation": "Further training of the student on the server's own examples after the final round.",
     "Seed": "The number from which all chance in a run follows. Several seeds show how much of a result is luck.",
-    "± (95 % interval)": "Were the experiment repeated with new seeds and queries, the mean would be expected within "
+    "± (95 % interval)": "Were the experiment repeated with new seeds and test data, the mean would be expected within "
     "this range. The text beside a table says which of them it covers.",
     "Differential privacy": "A proven bound on what can be learned of one example, or one merchant, from what is sent.",
 }

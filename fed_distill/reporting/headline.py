@@ -42,7 +42,7 @@ def covers(summary: Mapping[str, Any]) -> str:
     """State what the headline metric's intervals cover, in one sentence."""
     covered = summary["interval_covers"]
     if not covered:
-        return "With one seed, differences may be due to chance: there is no interval, as there is no ranking view."
+        return "With one seed, differences may be due to chance: this metric has no interval over test data."
     missing = [] if "training seeds" in covered else ["other training seeds (there is one)"]
     return (
         f"± is the half-width of the 95 % interval over {' and '.join(covered)}; it does not cover "

@@ -23,15 +23,15 @@ class Outcome:
 
     name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
     student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the mean over
-    the merchants' students). per_query: nDCG@10 of each query of the common test set that has a gain, for ``local`` the
-    mean likewise; empty without a ranking view. merchant_accuracy: on each merchant's test set of merchant_counts rows,
-    by the global student (for ``local`` by the merchant's own). personal_accuracy: the same for students adapted to
-    each merchant, if configured. own_accuracy: the same for the students that merchants keep, each after its last
-    round, with a method whose merchants have students of their own; merchants that took part in no round are left out.
-    unheard: merchants without a result, because their site did not answer or does not send it. before_adaptation:
-    metrics before domain adaptation. validation: metrics on the common validation set, for the controls' lines in
-    learning curves. cold: metrics on the test examples of cold-start merchants, if there are any. adaptation: one line
-    per stage of the adaptation, undone ones included.
+    the merchants' students). by_unit: values by unit of the common test set, whose mean is the headline metric: nDCG@10
+    of each query that has a gain, or else ``macro_f1_by_group``; for ``local`` means likewise; empty for campaigns.
+    merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global student (for ``local`` by the
+    merchant's own). personal_accuracy: the same for students adapted to each merchant, if configured. own_accuracy: the
+    same for the students that merchants keep, each after its last round, with a method whose merchants have students of
+    their own; merchants that took part in no round are left out. unheard: merchants without a result, because their
+    site did not answer or does not send it. before_adaptation: metrics before domain adaptation. validation: metrics on
+    the common validation set, for the controls' lines in learning curves. cold: metrics on the test examples of
+    cold-start merchants, if there are any. adaptation: one line per stage of the adaptation, undone ones included.
     downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
     (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
     lines in ``metrics.jsonl`` (``storage.sealed.chained``).
@@ -43,7 +43,7 @@ class Outcome:
     kind: Literal["control", "federation", "level"]
     seed: int
     metrics: Metrics
-    per_query: list[float] = field(default_factory=list)
+    by_unit: list[float] = field(default_factory=list)
     merchant_accuracy: Mapping[str, float] = field(default_factory=dict)
     merchant_counts: Mapping[str, int] = field(default_factory=dict)
     personal_accuracy: Mapping[str, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Compare two finished runs: settings that differ, and scores side by side.
 
-Scores of a ranking are paired query by query where both runs scored the same queries: those of equal settings of the
-data, with equal training seeds.
+Headline scores are paired by unit of the test set (``Outcome.by_unit``) where both runs had the same one: with equal
+settings of the data and equal training seeds.
 """
 
 import json
@@ -16,15 +16,14 @@ from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import Estimate, difference, estimate
-from fed_distill.reporting.differences import BY_QUERY
-from fed_distill.reporting.query_scores import QueryScores, read_query_scores
 from fed_distill.reporting.store import read_experiment, read_summary
+from fed_distill.reporting.unit_scores import UnitScores, read_unit_scores
 from fed_distill.reporting.wording import ROW_NAMES
 
 _IGNORED = ("name", "runtime.")
 """Settings that are not compared: they do not change results."""
 _OF_TRAINING = ("proxy_", "public_labels", "client_labels", "clicks")
-"""Keys of ``[data]`` by which test queries do not change."""
+"""Keys of ``[data]`` by which test data do not change."""
 _MORE = ("merchant_accuracy", "retention", "uplink_bytes", "downlink_bytes", "seconds")
 """Other figures of the main federations."""
 _NEEDED = ("task", "seeds", "headline", "teacher", "controls", "federations", "federation")
@@ -67,12 +66,12 @@ def compare_runs(ours: Path, theirs: Path) -> RunComparison:
             "cannot be compared"
         )
     unpaired = _why_unpaired(*summaries, *experiments)
-    by_query = [{} if unpaired else _grouped(read_query_scores(folder)) for folder in (ours, theirs)]
-    if not unpaired and not all(by_query):
-        unpaired = "a run has no scores of single queries, which only tasks with a ranking have"
-    scores = tuple(_scores(first, second, by_query[0], by_query[1]))
+    by_unit = [{} if unpaired else _grouped(read_unit_scores(folder)) for folder in (ours, theirs)]
+    if not unpaired and not all(by_unit):
+        unpaired = "a run has no scores by unit of its test set: campaigns have none, nor has an older version"
+    scores = tuple(_scores(first, second, by_unit[0], by_unit[1]))
     if not unpaired and not any(one.difference for one in scores):
-        unpaired = "the runs have no row in common with equally many queries"
+        unpaired = "the runs have no row in common with equally many test units"
     return RunComparison(_different(*experiments), scores, unpaired)
 
 
@@ -100,11 +99,11 @@ def _why_unpaired(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: Exp
         for key in _different(first, second)
         if key.startswith("data.") and not key.removeprefix("data.").startswith(_OF_TRAINING)
     ]
-    return f"the test queries may differ, by {', '.join(changed)}" if changed else ""
+    return f"the test data may differ, by {', '.join(changed)}" if changed else ""
 
 
-def _grouped(rows: list[QueryScores]) -> dict[tuple[str, str], list[QueryScores]]:
-    found: dict[tuple[str, str], list[QueryScores]] = {}
+def _grouped(rows: list[UnitScores]) -> dict[tuple[str, str], list[UnitScores]]:
+    found: dict[tuple[str, str], list[UnitScores]] = {}
     for row in sorted(rows, key=lambda row: row.seed):
         found.setdefault((row.kind, row.name), []).append(row)
     return found
@@ -113,8 +112,8 @@ def _grouped(rows: list[QueryScores]) -> dict[tuple[str, str], list[QueryScores]
 def _scores(
     ours: Mapping[str, Any],
     theirs: Mapping[str, Any],
-    first: Mapping[tuple[str, str], list[QueryScores]],
-    second: Mapping[tuple[str, str], list[QueryScores]],
+    first: Mapping[tuple[str, str], list[UnitScores]],
+    second: Mapping[tuple[str, str], list[UnitScores]],
 ) -> Iterator[ComparedScore]:
     """Yield the headline metric of every common row, then the other figures of the main federations."""
     headline = ours["headline"]
@@ -131,7 +130,7 @@ def _scores(
         if kind == "control":
             title = ROW_NAMES[name]
         rows = ours[f"{kind}s"][name], theirs[f"{kind}s"][other]
-        paired = _paired(first.get((kind, name), []), second.get((kind, other), [])) if headline == BY_QUERY else None
+        paired = _paired(first.get((kind, name), []), second.get((kind, other), []))
         yield ComparedScore(title, headline, rows[0].get(headline), rows[1].get(headline), paired)
     rows = ours["federations"][mains[0]], theirs["federations"][mains[1]]
     title = mains[0] if mains[0] == mains[1] else " / ".join(mains)
@@ -145,8 +144,8 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _paired(ours: list[QueryScores], theirs: list[QueryScores]) -> Estimate | None:
-    """Estimate theirs - ours; None without scores, or with other seeds or other numbers of queries."""
+def _paired(ours: list[UnitScores], theirs: list[UnitScores]) -> Estimate | None:
+    """Estimate theirs - ours; None without scores, or with other seeds or other numbers of units."""
     if not ours or [row.seed for row in ours] != [row.seed for row in theirs]:
         return None
     samples = [[row.scores for row in rows] for rows in (theirs, ours)]

@@ -47,7 +47,7 @@ def summarize(
     """Return the summary of a finished run, JSON-serializable.
 
     ``interval`` has the half-widths of 95 % intervals, and ``interval_covers`` what those of the headline cover:
-    training seeds, test queries, or both (``evaluation.statistics``); those of other metrics cover training seeds only.
+    training seeds, test data, or both (``evaluation.statistics``); those of other metrics cover training seeds only.
     ``above`` has the paired differences of a row to the controls ``server`` and ``fedavg``, with p-values adjusted for
     all rows of the run. ``adds`` is what the teacher and federation add (``differences.added``). ``retention`` and
     ``gap_closed`` are ratios of means, null with a note where their denominator is not clear of noise

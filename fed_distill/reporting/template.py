@@ -70,7 +70,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="comparison">
   <h2>What each way of training gives</h2>
   <p>Every student below has the same size and is measured on the same test set, whose {{ "products or queries" if "ndcg@10" in metrics else "groups of rows" }} none of them has seen.
-  {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "ndcg@10" in metrics %} Metrics other than nDCG@10 have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}{% if summary.get("chance") %} A model that has learned nothing has {{ metric }} {{ summary.chance | number }}.{% endif %}</p>
+  {% if several %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }}{% if several and "test data" in summary.interval_covers %} Metrics other than {{ metric }} have intervals over training seeds only.{% endif %}{% if corrected %} Differences are paired, and their p-values have Holm's correction over the rows of this table.{% endif %}{% if summary.get("chance") %} A model that has learned nothing has {{ metric }} {{ summary.chance | number }}.{% endif %}</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
   {% call table("Comparison table") %}

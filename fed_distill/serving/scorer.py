@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fed_distill.data.campaign_cells import effects
 from fed_distill.data.cleaning import clean_served, clean_text
 from fed_distill.data.student_description import StudentDescription
-from fed_distill.data.tasks import HISTORY_SEPARATOR, undivided
+from fed_distill.data.tasks import HISTORY_SEPARATOR, history_text, undivided
 from fed_distill.errors import DataError
 
 Probabilities = npt.NDArray[np.float32]
@@ -131,7 +131,7 @@ class Scorer:
         :raises DataError: the student is of another task, the history is empty, or a text is unusable (see ``predict``)
         """
         self.check_history(history)
-        joined = HISTORY_SEPARATOR.join(map(undivided, self._clean(history, "history")))
+        joined = history_text(self._clean(history, "history"))
         candidates = [undivided(title) for title in self._clean(titles, "titles")]
         return ranked(self.scores(self._scoring.probabilities([joined] * len(titles), candidates)))
 

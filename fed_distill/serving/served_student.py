@@ -14,7 +14,7 @@ import numpy as np
 
 from fed_distill.data.cleaning import clean_served, clean_text
 from fed_distill.data.student_description import DESCRIPTION, read_encoding
-from fed_distill.data.tasks import HISTORY_SEPARATOR, undivided
+from fed_distill.data.tasks import HISTORY_SEPARATOR, history_text, undivided
 from fed_distill.errors import DataError, ModelError
 from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, BatchMetrics, Pairs
 from fed_distill.serving.explainer import Explainer
@@ -179,7 +179,7 @@ class ServedStudent:
     async def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Do as ``Scorer.recommend``; errors are those of ``predict``."""
         self.student.check_history(history)
-        joined = HISTORY_SEPARATOR.join(map(undivided, self._clean(history, "history")))
+        joined = history_text(self._clean(history, "history"))
         return ranked(self.student.scores(await self._compared(joined, [undivided(title) for title in titles])))
 
     async def rank_products(self, query: str, products: Sequence[str]) -> Ranked:

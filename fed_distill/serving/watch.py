@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fed_distill.data.cleaning import clean_served
-from fed_distill.data.tasks import HISTORY_SEPARATOR, undivided
+from fed_distill.data.tasks import HISTORY_SEPARATOR, history_text
 from fed_distill.serving.api_models import RankRequest, RecommendRequest, ScoreRequest, SearchRequest
 from fed_distill.serving.drift import Drift, DriftWindow
 from fed_distill.serving.exported_folder import REFERENCE
@@ -177,9 +177,7 @@ class Watch:
         """Watch an answer of ``/recommend``."""
         history, titles = asked.history, asked.titles
         if self._thinning.chosen():
-            self._count(
-                student, _ranking("recommend", HISTORY_SEPARATOR.join(map(undivided, history)), titles, found.scores)
-            )
+            self._count(student, _ranking("recommend", history_text(history), titles, found.scores))
 
         async def ask(shadow: ServedStudent) -> Callable[[], Agreement]:
             other = await shadow.recommend(history, titles)

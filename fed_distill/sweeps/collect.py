@@ -19,7 +19,7 @@ from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.gains import gains
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
-from fed_distill.sweeps.samples import NO_QUERIES, OWN, QueryTable, above, gap_of, sample_of
+from fed_distill.sweeps.samples import NO_UNITS, OWN, UnitTable, above, gap_of, sample_of
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
@@ -49,9 +49,7 @@ BETWEEN = " | "
 """Separator of list items in one cell."""
 
 
-def results_table(
-    study: Study, cells: Sequence[Cell], places: Places, queries: QueryTable = NO_QUERIES
-) -> pd.DataFrame:
+def results_table(study: Study, cells: Sequence[Cell], places: Places, units: UnitTable = NO_UNITS) -> pd.DataFrame:
     """Return one row per cell, controls included (``role``).
 
     Axes contain labels. ``controls`` is the fingerprint of the cell with the controls. ``score`` is the headline
@@ -59,7 +57,7 @@ def results_table(
     AUC, ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences
     to these controls, ``cold_above_server`` that on cold-start merchants, ``gain`` and ``gain_auc`` the difference
     to the study's baseline with the same seed. ``gap_closed`` uses those controls, and is missing where their
-    scores by query do not show that pooling is worth something. Bytes are serialized messages of one merchant: per
+    scores by unit do not show that pooling is worth something. Bytes are serialized messages of one merchant: per
     round down and up, and over all rounds up (``sent_bytes``) and both. ``seconds`` is the time of the federation
     and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's,
     flattened.
@@ -80,19 +78,19 @@ def results_table(
     table = table.assign(**dict.fromkeys(absent, None)).astype(dict.fromkeys((*MEASURES, *LARGEST), "float64"))
     table = table.assign(gain=gains(study, table, "score"), gain_auc=gains(study, table, "auc"))
     for name, columns in GAPS.items():
-        gaps = [gap_of(table.iloc[[at]], *columns, queries).value for at in range(len(table))]
+        gaps = [gap_of(table.iloc[[at]], *columns, units).value for at in range(len(table))]
         table[name] = pd.Series(gaps, index=table.index, dtype="float64")
     first = [*_head(study, cells[0], places, None), *DESCRIBED, *MEASURES]
     return table[[*first, *sorted(str(name) for name in table if name not in first)]]
 
 
-def combinations_table(study: Study, results: pd.DataFrame, queries: QueryTable = NO_QUERIES) -> pd.DataFrame:
+def combinations_table(study: Study, results: pd.DataFrame, units: UnitTable = NO_UNITS) -> pd.DataFrame:
     """Return one row per combination of the axes, in the study's order.
 
     ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` there is the mean over these, missing if one is
     missing (a mean over some would be biased; for attacks, it is over the attacked cells), and ``<name>_interval``, the
-    half-width of its 95 % interval by hierarchical bootstrap over data seeds, seeds and, for the headline nDCG@10 and
-    its differences to controls, test queries; missing where nothing is repeated. ``covers`` names what the headline's
+    half-width of its 95 % interval by hierarchical bootstrap over data seeds, seeds and, for the headline metric
+    and its differences to controls, test data; missing where nothing is repeated. ``covers`` names what the headline's
     covers. ``above_server_p`` and ``above_fedavg_p`` are p-values of the paired differences, with Holm's correction
     over the combinations of the study. ``gap_closed`` is a ratio of means. ``series`` names the combination without
     the axis of the privacy budget.
@@ -110,8 +108,8 @@ def combinations_table(study: Study, results: pd.DataFrame, queries: QueryTable 
         row |= {name: _largest(done[name]) for name in LARGEST}
         for name in MEASURES:
             values = done[name].dropna() if name.startswith("audit.") else done[name]
-            row[name], row[f"{name}_interval"] = _mean(done.loc[values.index], name, queries)
-        rows.append(row | _compared(done, queries))
+            row[name], row[f"{name}_interval"] = _mean(done.loc[values.index], name, units)
+        rows.append(row | _compared(done, units))
     for name in REFERENCES:
         known = {at: row[f"above_{name}_p"] for at, row in enumerate(rows) if row[f"above_{name}_p"] is not None}
         for at, p_value in holm(known).items():
@@ -233,24 +231,24 @@ def _largest(values: pd.Series) -> float | None:
     return max(known) if known and len(known) == len(values) else None
 
 
-def _mean(rows: pd.DataFrame, column: str, queries: QueryTable) -> tuple[float | None, float | None]:
-    sample = sample_of(rows, column, queries if column == OWN or column.startswith("control.") else None)
+def _mean(rows: pd.DataFrame, column: str, units: UnitTable) -> tuple[float | None, float | None]:
+    sample = sample_of(rows, column, units if column == OWN or column.startswith("control.") else None)
     if sample is None:
         return None, None
     found = estimate(sample)
     return found.value, found.half_width
 
 
-def _compared(done: pd.DataFrame, queries: QueryTable) -> dict[str, Any]:
+def _compared(done: pd.DataFrame, units: UnitTable) -> dict[str, Any]:
     """Return a combination's differences to controls and gaps closed, whose intervals are not those of a column."""
-    scores = sample_of(done, OWN, queries)
+    scores = sample_of(done, OWN, units)
     row: dict[str, Any] = {"covers": BETWEEN.join(estimate(scores).covers) if scores is not None else ""}
     for name in REFERENCES:
-        found = above(done, name, queries)
+        found = above(done, name, units)
         if found is not None:
             row |= {f"above_{name}": found.value, f"above_{name}_interval": found.half_width}
         row[f"above_{name}_p"] = found.p_value if found is not None else None
     for name, (prefix, own) in GAPS.items():
-        share = gap_of(done, prefix, own, queries)
+        share = gap_of(done, prefix, own, units)
         row |= {name: share.value, f"{name}_interval": share.half_width}
     return row

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fed_distill.config import is_protected
 from fed_distill.evaluation.statistics import estimate
-from fed_distill.sweeps.samples import QueryTable, sample_of
+from fed_distill.sweeps.samples import UnitTable, sample_of
 
 Row = Mapping[Hashable, Any]
 """A combination's columns (``collect.combinations_table``)."""
@@ -102,7 +102,7 @@ def curves(combinations: pd.DataFrame, measure: str) -> list[Curve]:
 
 
 def levels(
-    results: pd.DataFrame, names: Mapping[str, str], of: str = "control", queries: QueryTable | None = None
+    results: pd.DataFrame, names: Mapping[str, str], of: str = "control", units: UnitTable | None = None
 ) -> list[ControlLevel]:
     """Return the means over data seeds and seeds of the measured controls in ``names`` (displayed name by control).
 
@@ -110,14 +110,14 @@ def levels(
 
     :param of: ``control`` for the headline metric, ``control_auc`` for the AUC, ``control_cold`` for the headline
         metric on cold-start merchants
-    :param queries: scores by query for the headline metric
+    :param units: scores by test unit for the headline metric
     """
     rows = results[results["role"] == "controls"]
     if rows[["data_seed", "seed"]].duplicated().any():
         return []
     found = []
     for name, shown in names.items():
-        sample = sample_of(rows.dropna(subset=[f"{of}.{name}"]), f"{of}.{name}", queries)
+        sample = sample_of(rows.dropna(subset=[f"{of}.{name}"]), f"{of}.{name}", units)
         if sample is not None:
             level = estimate(sample)
             found.append(ControlLevel(shown, level.value, level.half_width))

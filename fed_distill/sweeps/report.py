@@ -27,7 +27,7 @@ from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS, promises
 from fed_distill.sweeps.row_trials import TuningPlan
-from fed_distill.sweeps.samples import QueryTable
+from fed_distill.sweeps.samples import UnitTable
 from fed_distill.sweeps.table import summary_cells
 from fed_distill.sweeps.template import STUDY_PAGE
 from fed_distill.sweeps.tuning_table import TuningAccount
@@ -81,15 +81,15 @@ def write_findings(
     """
     tuning = None if plan is None else TuningAccount.of(plan)
     places.folder.mkdir(parents=True, exist_ok=True)
-    queries = QueryTable.read(cells, places, study.base.controls)
-    results = results_table(study, cells, places, queries)
-    combinations = combinations_table(study, results, queries)
+    units = UnitTable.read(cells, places, study.base.controls)
+    results = results_table(study, cells, places, units)
+    combinations = combinations_table(study, results, units)
     write_atomic(places.folder / PARQUET, results.to_parquet(index=False))
     write_atomic(places.folder / CSV, to_csv(results))
     write_atomic(places.folder / SUMMARY, to_csv(combinations))
     write_atomic(places.folder / TOML, study.to_toml())
     charts = draw_charts(results, combinations, places.folder / FIGURES)
-    table = summary_cells(study, results, combinations, queries)
+    table = summary_cells(study, results, combinations, units)
     gains = gains_cells(study, combinations)
     page = _render(study, cells, results, combinations, table, gains, charts, command, tuning)
     write_atomic(places.folder / REPORT, page)

@@ -1,4 +1,4 @@
-"""The cells of a combination as samples: scores by data seed, training seed and, for nDCG@10, test query."""
+"""The cells of a combination as samples: scores by data seed, training seed and, for the headline metric, test unit."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,7 @@ import pandas as pd
 
 from fed_distill.evaluation.shares import YARDSTICKS, Share, gap_closed
 from fed_distill.evaluation.statistics import Estimate, Sample, difference, estimate
-from fed_distill.reporting.differences import BY_QUERY
-from fed_distill.reporting.query_scores import read_query_scores
+from fed_distill.reporting.unit_scores import read_unit_scores
 from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.places import Places
 
@@ -19,13 +18,13 @@ OWN = "score"
 
 
 @dataclass(frozen=True)
-class QueryTable:
-    """Scores by query of a study's cells: fingerprint -> column -> scores. A cell is absent if it has none."""
+class UnitTable:
+    """Headline scores by test unit: fingerprint of a cell -> column -> scores. A cell is absent if it has none."""
 
     cells: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, cells: Sequence[Cell], places: Places, controls: Sequence[str]) -> "QueryTable":
+    def read(cls, cells: Sequence[Cell], places: Places, controls: Sequence[str]) -> "UnitTable":
         """Read the scores of all finished cells; a control ``fedavg`` is the federation of the cell of controls.
 
         :raises CheckpointError: a file is damaged
@@ -33,7 +32,7 @@ class QueryTable:
         files: dict[str, dict[tuple[str, str], Sequence[float]]] = {}
         for name in {one for cell in cells for one in (cell.fingerprint, cell.controls) if one is not None}:
             if places.is_finished(name):
-                files[name] = {(row.kind, row.name): row.scores for row in read_query_scores(places.run(name))}
+                files[name] = {(row.kind, row.name): row.scores for row in read_unit_scores(places.run(name))}
         found = {}
         for cell in cells:
             own = next(
@@ -49,22 +48,20 @@ class QueryTable:
         return cls(found)
 
     def of(self, row: Mapping[Hashable, Any], column: str) -> Sequence[float] | None:
-        """Return the scores of a cell; None if its headline is no mean over queries, or they are not known."""
-        if row["run.headline"] != BY_QUERY:
-            return None
+        """Return the scores of a cell; None if they are not known."""
         return self.cells.get(str(row["fingerprint"]), {}).get(column)
 
 
-NO_QUERIES = QueryTable()
-"""Of a study whose cells have no scores by query."""
+NO_UNITS = UnitTable()
+"""Of a study whose cells have no scores by unit."""
 
 
-def sample_of(rows: pd.DataFrame, column: str, queries: QueryTable | None = None) -> Sample | None:
+def sample_of(rows: pd.DataFrame, column: str, units: UnitTable | None = None) -> Sample | None:
     """Return the values of finished cells as a sample, by data seed and in order of training seeds.
 
     :param rows: cells of one combination
     :param column: a column of the results
-    :param queries: scores by query, used if all cells have them; None for a column that is no mean over queries
+    :param units: scores by unit, used if all cells have them; None for a column of another metric than the headline
     :returns: None if a value is missing, because a mean over some cells would be biased
     """
     if rows.empty or rows[column].isna().any():
@@ -72,42 +69,42 @@ def sample_of(rows: pd.DataFrame, column: str, queries: QueryTable | None = None
     found = []
     for _, group in rows.groupby("data_seed", dropna=False, sort=True):
         ordered = group.sort_values("seed").to_dict("records")
-        by_query = [None if queries is None else queries.of(row, column) for row in ordered]
-        known = [scores for scores in by_query if scores is not None]
+        by_unit = [None if units is None else units.of(row, column) for row in ordered]
+        known = [scores for scores in by_unit if scores is not None]
         if len(known) == len(ordered) and len({len(scores) for scores in known}) == 1:
             found.append(np.array(known, dtype=np.float64))
         else:
             found.append(np.array([[row[column]] for row in ordered], dtype=np.float64))
-    if len({part.shape[1] > 1 for part in found}) > 1:  # some cells are of a version without scores by query
+    if len({part.shape[1] > 1 for part in found}) > 1:  # some cells are of a version without scores by unit
         found = [part.mean(axis=1, keepdims=True) for part in found]
     return found
 
 
-def above(rows: pd.DataFrame, reference: str, queries: QueryTable) -> Estimate | None:
+def above(rows: pd.DataFrame, reference: str, units: UnitTable) -> Estimate | None:
     """Estimate the paired difference of the headline score to a control's; None if one is missing."""
-    ours, theirs = _same(sample_of(rows, OWN, queries), sample_of(rows, f"control.{reference}", queries))
+    ours, theirs = _same(sample_of(rows, OWN, units), sample_of(rows, f"control.{reference}", units))
     return None if ours is None or theirs is None else estimate(difference(ours, theirs))
 
 
-def control_above(results: pd.DataFrame, control: str, reference: str, queries: QueryTable) -> Estimate | None:
+def control_above(results: pd.DataFrame, control: str, reference: str, units: UnitTable) -> Estimate | None:
     """Estimate the paired difference of two controls; None if one is missing for a seed, or they are the same."""
     rows = results[results["role"] == "controls"]
     columns = [f"control.{control}", f"control.{reference}"]
     if control == reference or rows.empty or rows[columns].isna().any(axis=None):
         return None
-    ours, theirs = _same(*(sample_of(rows, column, queries) for column in columns))
+    ours, theirs = _same(*(sample_of(rows, column, units) for column in columns))
     return None if ours is None or theirs is None else estimate(difference(ours, theirs))
 
 
-def gap_of(rows: pd.DataFrame, prefix: str, own: str, queries: QueryTable | None) -> Share:
+def gap_of(rows: pd.DataFrame, prefix: str, own: str, units: UnitTable | None) -> Share:
     """Return the gap closed by a combination. prefix: ``control`` or ``control_auc``, for the column ``own``."""
-    samples = [sample_of(rows, column, queries) for column in (own, *(f"{prefix}.{name}" for name in YARDSTICKS))]
+    samples = [sample_of(rows, column, units) for column in (own, *(f"{prefix}.{name}" for name in YARDSTICKS))]
     student, *controls = _same(*samples)
     return gap_closed(student, dict(zip(YARDSTICKS, controls, strict=True)))
 
 
 def _same(*samples: Sample | None) -> Sequence[Sample | None]:
-    """Return samples of equal shapes: where one has no scores by query, the means over queries of all."""
+    """Return samples of equal shapes: where one has no scores by unit, the means over units of all."""
     shapes = {tuple(part.shape for part in sample) for sample in samples if sample is not None}
     if len(shapes) <= 1:
         return samples

@@ -15,11 +15,11 @@ from fed_distill.sweeps.curves import Row, epsilon_of, levels
 from fed_distill.sweeps.findings import epsilon_text
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.headline_metric import metric_name, metric_names
-from fed_distill.sweeps.samples import NO_QUERIES, QueryTable, control_above
+from fed_distill.sweeps.samples import NO_UNITS, UnitTable, control_above
 
 
 def summary_cells(
-    study: Study, results: pd.DataFrame, combinations: pd.DataFrame, queries: QueryTable = NO_QUERIES
+    study: Study, results: pd.DataFrame, combinations: pd.DataFrame, units: UnitTable = NO_UNITS
 ) -> list[list[str]]:
     """Return the header, then a line per control and combination; ± is the half-width of the 95 % interval, and p of a
     paired difference to a control is adjusted by Holm's correction (``collect.combinations_table``).
@@ -37,7 +37,7 @@ def summary_cells(
     several = len(metric_names(combinations)) > 1
     lines: list[dict[str, str]] = []
     for group in groups:
-        levels_shown = _control_lines(group, header, queries)
+        levels_shown = _control_lines(group, header, units)
         own = [_combination_line(row, axes, header, not levels_shown) for row in group.rows]
         metric = metric_name(pd.DataFrame(group.rows)) if several else ""
         lines += [{**line, "metric": metric} for line in (*levels_shown, *own)]
@@ -46,7 +46,7 @@ def summary_cells(
     return [[line[place] for place in kept] for line in [header, *table]]
 
 
-def _control_lines(group: ControlGroup, header: Sequence[str], queries: QueryTable) -> list[dict[str, str]]:
+def _control_lines(group: ControlGroup, header: Sequence[str], units: UnitTable) -> list[dict[str, str]]:
     """Return the cells of each measured control's line by title; those of axes and of numbers of cells are empty."""
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     keys = {shown: name for name, shown in names.items()}
@@ -65,11 +65,11 @@ def _control_lines(group: ControlGroup, header: Sequence[str], queries: QueryTab
             "AUC": aucs.get(level.name, UNKNOWN),
             "cold start": colds.get(level.name, UNKNOWN),
             **{
-                f"above {reference}": _control_above(group.controls, keys[level.name], reference, queries)
+                f"above {reference}": _control_above(group.controls, keys[level.name], reference, units)
                 for reference in REFERENCES
             },
         }
-        for level in levels(group.controls, names, queries=queries)
+        for level in levels(group.controls, names, units=units)
     ]
 
 
@@ -112,10 +112,10 @@ def _of(row: Row, name: str, written: Callable[[float], str] = number) -> str:
     return _with_interval(row[name], row[f"{name}_interval"], written)
 
 
-def _control_above(results: pd.DataFrame, control: str, reference: str, queries: QueryTable) -> str:
+def _control_above(results: pd.DataFrame, control: str, reference: str, units: UnitTable) -> str:
     """Return a control's paired difference to another one; that of ``student`` to ``server`` is what a teacher adds,
     with a minus."""
-    found = control_above(results, control, reference, queries)
+    found = control_above(results, control, reference, units)
     return UNKNOWN if found is None else _with_interval(found.value, found.half_width, signed)
 
 

@@ -1,5 +1,7 @@
 """Metrics against scikit-learn, hand computation and published tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,10 +16,13 @@ from fed_distill.evaluation.metrics import (
     classification_report,
     headline,
     interval,
+    macro_f1_by_group,
     ndcg_by_query,
     ranking,
     worst_merchant,
 )
+from fed_distill.evaluation.resampling import REPEATS, macro_f1_of, resampled
+from fed_distill.evaluation.statistics import difference, estimate
 
 GRADES = Task("relevance", ("irrelevant", "complement", "substitute", "exact"), True, "exact", (0.0, 0.01, 0.1, 1.0))
 BINARY = Task("recommend", ("no", "yes"), True, "yes")
@@ -117,6 +122,47 @@ def test_ndcg_agrees_with_scikit_learn_where_nothing_ties(seed):
     each = [ndcg_score(gains[own][None], (probabilities @ gains).reshape(5, 30)[row][None], k=10)
             for row, own in enumerate(labels)]  # fmt: skip
     assert ndcg_by_query(probabilities[mixed], view, GRADES) == pytest.approx(each)
+
+
+def grouped_predictions(seed, classes=4, rows=60):
+    """Probabilities, labels and groups of three rows; class 2 has no example, and one class is rarely predicted."""
+    random = np.random.default_rng(seed)
+    labels = np.where((drawn := random.integers(0, classes, rows)) == 2, 0, drawn)
+    probabilities = random.dirichlet(np.ones(classes), rows)
+    probabilities[np.arange(rows), labels] += 0.4
+    return probabilities / probabilities.sum(axis=1, keepdims=True), labels, random.permutation(np.arange(rows) // 3)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_macro_f1_by_group_has_its_mean_and_the_slopes_of_scikit_learns_weighted_score(seed):
+    probabilities, labels, groups = grouped_predictions(seed)
+    found = np.array(macro_f1_by_group(probabilities, labels, groups))
+
+    def score(change, group):
+        weights = 1.0 + change * (groups == group)
+        return f1_score(labels, probabilities.argmax(axis=1), average="macro", sample_weight=weights)
+
+    value = score(0.0, 0)
+    assert found.mean() == pytest.approx(value)
+    slopes = [(score(1e-5, group) - score(-1e-5, group)) / 2e-5 for group in range(20)]
+    assert (found - value) / 20 == pytest.approx(slopes, abs=1e-7)
+
+
+def test_the_standard_errors_of_macro_f1_and_of_a_difference_are_the_bootstraps():
+    first, labels, groups = grouped_predictions(0, rows=3000)
+    second = grouped_predictions(1, rows=3000)[0]
+    values = [macro_f1_by_group(student, labels, groups) for student in (first, second)]
+    drawn = [resampled(macro_f1_of(student, labels), groups) for student in (first, second)]
+    nothing = replace(drawn[0], resamples=np.zeros(REPEATS))
+    samples = [[np.array([one])] for one in values]
+    assert estimate(samples[0]).error == pytest.approx(drawn[0].standard_error(nothing), rel=0.15)
+    between = estimate(difference(*samples))
+    assert between.value == pytest.approx(drawn[0].value - drawn[1].value)
+    assert between.error == pytest.approx(drawn[0].standard_error(drawn[1]), rel=0.15)
+
+
+def test_a_student_that_is_always_right_has_the_same_value_everywhere():
+    assert macro_f1_by_group(certain([3, 0, 3]), np.array([3, 0, 3]), np.array([5, 5, 7])) == [1.0, 1.0]
 
 
 def test_queries_without_a_relevant_candidate_are_skipped_and_counted():

@@ -13,7 +13,7 @@ from fed_distill.evaluation.statistics import (
     worst_tenth,
 )
 
-QUERIES = "test queries"
+QUERIES = "test data"
 
 
 def drawn(rng, shape, data=0.0, training=0.0, query=0.2, rest=0.1):

@@ -10,9 +10,9 @@ from fed_distill.data import load
 from fed_distill.errors import CheckpointError
 from fed_distill.experiment import run
 from fed_distill.reporting.disagreements import DISAGREEMENTS, read_disagreements
-from fed_distill.reporting.query_scores import QUERY_SCORES
 from fed_distill.reporting.report import write_report
 from fed_distill.reporting.store import CLASSES, REPORT, STUDENT, SUMMARY, RunStore, read_summary
+from fed_distill.reporting.unit_scores import UNIT_SCORES
 
 CHANGES = {"controls": [], "federation.rounds": 1, "adaptation.enabled": False}
 QUERY = ("red phone", ["red phone 5", "blue shoe"])
@@ -37,7 +37,7 @@ def kill(*_):
     raise Killed
 
 
-@pytest.mark.parametrize("last", [CLASSES, QUERY_SCORES, STUDENT, DISAGREEMENTS, REPORT, SUMMARY])
+@pytest.mark.parametrize("last", [CLASSES, UNIT_SCORES, STUDENT, DISAGREEMENTS, REPORT, SUMMARY])
 def test_a_run_killed_before_a_file_has_all_earlier_ones_and_resumes_to_the_same(
     last, whole, tiny_experiment, simulate, outcome_of, tmp_path, monkeypatch
 ):

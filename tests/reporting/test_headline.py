@@ -68,9 +68,9 @@ def test_what_was_not_measured_is_not_in_the_headline(summary):
 
 
 def test_what_an_interval_does_not_cover_is_said(summary):
-    summary["interval_covers"] = ["test queries"]
+    summary["interval_covers"] = ["test data"]
     missing = "it does not cover other training seeds (there is one) or another split of the data."
-    assert covers(summary).endswith(f"over test queries; {missing}")
-    summary["interval_covers"] = ["training seeds", "test queries"]
-    both = "over training seeds and test queries; it does not cover another split of the data."
+    assert covers(summary).endswith(f"over test data; {missing}")
+    summary["interval_covers"] = ["training seeds", "test data"]
+    both = "over training seeds and test data; it does not cover another split of the data."
     assert covers(summary).endswith(both)

@@ -248,6 +248,9 @@ SEEDS = "averaged over the seeds", "Bands are 95 % intervals over the seeds", "i
 
 
 def test_seeds_and_p_values_are_explained_only_where_there_are_some(summary, one_seed_summary):
+    assert SEEDS[2] not in render(summary, [], "", "runs/x"), "all intervals are over seeds"
+    for run, covered in ((summary, ["training seeds", "test data"]), (one_seed_summary, ["test data"])):
+        run["interval_covers"] = covered
     several, one = (render(run, [], "", "runs/x") for run in (summary, one_seed_summary))
     assert "Holm's correction" in several and SEEDS[0] in several
     assert SEEDS[2] in several

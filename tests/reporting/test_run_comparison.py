@@ -8,8 +8,8 @@ from scipy import stats
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError, ConfigError
-from fed_distill.reporting.query_scores import QUERY_SCORES
 from fed_distill.reporting.run_comparison import compare_runs
+from fed_distill.reporting.unit_scores import UNIT_SCORES
 
 OURS = [0.5, 0.7, 0.9, 0.4, 0.8, 0.6]
 THEIRS = [0.6, 0.7, 0.8, 0.6, 0.9, 0.9]
@@ -38,7 +38,7 @@ def run(folder, scores, changes=None, seeds=(0,), task="relevance", federation="
         for kind, name in (("control", "server"), ("federation", federation))
         for seed in seeds
     ]
-    (folder / QUERY_SCORES).write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    (folder / UNIT_SCORES).write_text(json.dumps({"rows": rows}), encoding="utf-8")
     return folder
 
 
@@ -75,26 +75,26 @@ def test_main_federations_of_other_names_are_compared(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "more", "reason"),
     [
-        ({"data.seed": 1}, {}, "the test queries may differ, by data.seed"),
-        ({"data.options": {"merchants": 5}}, {}, "the test queries may differ, by data.options.merchants"),
+        ({"data.seed": 1}, {}, "the test data may differ, by data.seed"),
+        ({"data.options": {"merchants": 5}}, {}, "the test data may differ, by data.options.merchants"),
         ({}, {"seeds": (0, 1)}, r"the training seeds differ: \[0\] and \[0, 1\]"),
     ],
 )
-def test_scores_of_other_queries_are_not_paired_and_it_is_said_why(tmp_path, changes, more, reason):
+def test_scores_of_other_test_data_are_not_paired_and_it_is_said_why(tmp_path, changes, more, reason):
     found = compare_runs(run(tmp_path / "a", OURS), run(tmp_path / "b", THEIRS, changes, **more))
     assert not any(one.difference for one in found.scores)
     assert re.fullmatch(reason, found.unpaired)
 
 
-def test_another_proxy_set_or_share_of_labels_has_the_same_queries(tmp_path):
+def test_another_proxy_set_or_share_of_labels_has_the_same_test_data(tmp_path):
     changes = {"data.proxy_size": 9, "data.client_labels": 0.5}
     found = compare_runs(run(tmp_path / "a", OURS), run(tmp_path / "b", THEIRS, changes))
     assert scores_of(found, "server alone")["ndcg@10"].difference is not None
 
 
-def test_another_number_of_queries_is_not_paired(tmp_path):
+def test_another_number_of_units_is_not_paired(tmp_path):
     found = compare_runs(run(tmp_path / "a", OURS), run(tmp_path / "b", THEIRS[:4]))
-    assert "no row in common with equally many queries" in found.unpaired
+    assert "no row in common with equally many test units" in found.unpaired
 
 
 def test_other_tasks_and_unfinished_runs_are_refused(tmp_path):

@@ -9,6 +9,7 @@ from scipy import stats
 
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Task
+from fed_distill.reporting.differences import sample_of
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.summary import summarize
 from fed_distill.storage.files import strict_json
@@ -115,7 +116,16 @@ def test_the_control_fedavg_has_a_gap_and_the_yardsticks_have_none():
 
 
 def by_query(name, kind, scores, seed=0):
-    return replace(unit(name, kind, seed, float(np.mean(scores))), per_query=[float(score) for score in scores])
+    return replace(unit(name, kind, seed, float(np.mean(scores))), by_unit=[float(score) for score in scores])
+
+
+def test_scores_by_unit_are_of_macro_f1_only_where_there_is_no_ranking():
+    rng = np.random.default_rng(0)
+    ranked = by_query(MAIN, "federation", rng.uniform(0.5, 1.0, 50))
+    assert sample_of([ranked], "macro_f1") == [np.array([[0.4]])]
+    unranked = replace(ranked, metrics={"accuracy": 0.5, "macro_f1": float(np.mean(ranked.by_unit)), "auc": 0.9})
+    assert sample_of([unranked], "macro_f1")[0].shape == (1, 50)
+    assert sample_of([unranked], "accuracy")[0].shape == (1, 1)
 
 
 def test_one_seed_has_intervals_over_its_queries_and_paired_differences():
@@ -127,7 +137,7 @@ def test_one_seed_has_intervals_over_its_queries_and_paired_differences():
     row = summary["federations"][MAIN]
     expected = stats.ttest_1samp(ours, 0.0).confidence_interval()
     assert row["interval"]["ndcg@10"] == pytest.approx((expected.high - expected.low) / 2)
-    assert summary["interval_covers"] == ["test queries"]
+    assert summary["interval_covers"] == ["test data"]
     found = {name: stats.ttest_rel(one, server) for name, one in (("student", student), (MAIN, ours))}
     assert row["above"]["server"]["value"] == pytest.approx(float(np.mean(ours - server)))
     assert row["above"]["server"]["p_value"] == pytest.approx(found[MAIN].pvalue)

@@ -9,13 +9,13 @@ from scipy import stats
 
 from fed_distill.errors import CheckpointError, ConfigError
 from fed_distill.reporting.outcome import Outcome
-from fed_distill.reporting.query_scores import QUERY_SCORES, read_query_scores, written
+from fed_distill.reporting.unit_scores import UNIT_SCORES, read_unit_scores, written
 from fed_distill.sweeps.cells import expand
 from fed_distill.sweeps.collect import combinations_table, results_table
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.report import write_findings
-from fed_distill.sweeps.samples import QueryTable, sample_of
+from fed_distill.sweeps.samples import UnitTable, sample_of
 from fed_distill.sweeps.table import summary_cells
 
 METHODS = {"name": "method", "key": "federation.method", "values": ["fedavg-kd", "fedmd"]}
@@ -76,25 +76,25 @@ def test_a_sample_is_by_data_seed_and_in_order_of_seeds():
     cells = [(1, 1, 0.4), (0, 0, 0.1), (0, 1, 0.2), (1, 0, 0.3)]
     rows = frame([{"data_seed": d, "seed": s, "score": x, "fingerprint": f"{d}{s}"} for d, s, x in cells])
     assert [part.tolist() for part in sample_of(rows, "score")] == [[[0.1], [0.2]], [[0.3], [0.4]]]
-    queries = QueryTable({f"{d}{s}": {"score": [x, x + 0.5]} for d, s, x in cells})
+    queries = UnitTable({f"{d}{s}": {"score": [x, x + 0.5]} for d, s, x in cells})
     assert sample_of(rows, "score", queries)[1].tolist() == [[0.3, 0.8], [0.4, 0.9]]
     assert sample_of(rows.assign(score=[None, 1.0, 1.0, 1.0]), "score") is None
 
 
 def test_a_cell_without_scores_by_query_leaves_means_for_all():
     rows = frame([{"data_seed": d, "seed": 0, "score": 0.5, "fingerprint": str(d)} for d in (0, 1)])
-    found = sample_of(rows, "score", QueryTable({"0": {"score": [0.25, 0.75]}}))
+    found = sample_of(rows, "score", UnitTable({"0": {"score": [0.25, 0.75]}}))
     assert [part.tolist() for part in found] == [[[0.5]], [[0.5]]]
 
 
 def test_scores_by_query_are_read_back(tmp_path):
-    outcome = Outcome("server", "control", 3, {"ndcg@10": 0.5}, per_query=[0.25, 0.75])
-    (tmp_path / QUERY_SCORES).write_text(written([outcome, Outcome("local", "control", 3, {})]))
-    (row,) = read_query_scores(tmp_path)
+    outcome = Outcome("server", "control", 3, {"ndcg@10": 0.5}, by_unit=[0.25, 0.75])
+    (tmp_path / UNIT_SCORES).write_text(written([outcome, Outcome("local", "control", 3, {})]))
+    (row,) = read_unit_scores(tmp_path)
     assert (row.kind, row.name, row.seed, row.scores) == ("control", "server", 3, [0.25, 0.75])
-    (tmp_path / QUERY_SCORES).write_text("{}")
-    with pytest.raises(CheckpointError, match=QUERY_SCORES):
-        read_query_scores(tmp_path)
+    (tmp_path / UNIT_SCORES).write_text("{}")
+    with pytest.raises(CheckpointError, match=UNIT_SCORES):
+        read_unit_scores(tmp_path)
 
 
 @pytest.fixture
@@ -109,13 +109,13 @@ def measured(write_cells, tmp_path):
     scores = {name: server + (level and rng.normal(level, 0.06, 80)) for name, level in levels.items()}
 
     def outcome(name, kind):
-        return Outcome(name, kind, 0, {}, per_query=scores[name].tolist())
+        return Outcome(name, kind, 0, {}, by_unit=scores[name].tolist())
 
     for cell in cells:
         own = [outcome(cell.experiment.federation.method, "federation")]
         own += [outcome(name, "control") for name in cell.experiment.controls]
         folder = places.run(cell.fingerprint)
-        (folder / QUERY_SCORES).write_text(written(own))
+        (folder / UNIT_SCORES).write_text(written(own))
         summary = json.loads((folder / "summary.json").read_text())
         summary["student"]["ndcg@10"] = float(scores[cell.experiment.federation.method].mean())
         for name in summary["controls"]:
@@ -126,9 +126,9 @@ def measured(write_cells, tmp_path):
 
 def test_rows_are_paired_with_controls_query_by_query(measured):
     study, cells, places, scores = measured
-    queries = QueryTable.read(cells, places, study.base.controls)
+    queries = UnitTable.read(cells, places, study.base.controls)
     table = combinations_table(study, results_table(study, cells, places, queries), queries).set_index("method")
-    assert set(table["covers"]) == {"test queries"}
+    assert set(table["covers"]) == {"test data"}
     for name in ("server", "fedavg"):
         expected = {method: stats.ttest_rel(scores[method], scores[name]) for method in table.index}
         for method, found in expected.items():
@@ -144,7 +144,7 @@ def test_rows_are_paired_with_controls_query_by_query(measured):
 
 def test_the_table_shows_what_the_teacher_adds_with_a_minus(measured):
     study, cells, places, scores = measured
-    queries = QueryTable.read(cells, places, study.base.controls)
+    queries = UnitTable.read(cells, places, study.base.controls)
     results = results_table(study, cells, places, queries)
     header, *lines = summary_cells(study, results, combinations_table(study, results, queries), queries)
     (student,) = [line for line in lines if line[0] == "labels only, no teacher"]
@@ -156,4 +156,4 @@ def test_the_table_shows_what_the_teacher_adds_with_a_minus(measured):
 def test_the_page_says_what_intervals_cover(measured):
     study, cells, places, _ = measured
     page = write_findings(study, cells, places, "fed-distill study").report.read_text(encoding="utf-8")
-    assert "that of the headline metric over test queries" in page
+    assert "that of the headline metric over test data" in page

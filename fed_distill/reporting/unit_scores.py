@@ -1,6 +1,7 @@
-"""``query_scores.json`` of a run: nDCG@10 of each test query for each control and federation, by seed.
+"""``unit_scores.json`` of a run: the headline metric by unit of the common test set for each control and federation, by
+seed. A unit is a query or else a group of examples, see ``Outcome.by_unit``.
 
-Studies pair runs by it. It has no merchant's data: the queries are those of the common test set.
+Studies pair runs by it. It has no merchant's texts.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from fed_distill.errors import CheckpointError
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.storage.files import strict_json
 
-QUERY_SCORES = "query_scores.json"
+UNIT_SCORES = "unit_scores.json"
 DIGITS = 6
 
 
-class QueryScores(BaseModel):
+class UnitScores(BaseModel):
     """Scores of one row and seed. kind: ``control``, ``federation`` or ``level``."""
 
     kind: str
@@ -26,25 +27,25 @@ class QueryScores(BaseModel):
 
 
 class _File(BaseModel):
-    rows: list[QueryScores]
+    rows: list[UnitScores]
 
 
 def written(outcomes: Sequence[Outcome]) -> str:
-    """Return the content of the file; rows without a ranking view are left out."""
+    """Return the content of the file; rows without scores by unit are left out."""
     rows = [
-        QueryScores(kind=one.kind, name=one.name, seed=one.seed, scores=[round(x, DIGITS) for x in one.per_query])
+        UnitScores(kind=one.kind, name=one.name, seed=one.seed, scores=[round(x, DIGITS) for x in one.by_unit])
         for one in outcomes
-        if one.per_query
+        if one.by_unit
     ]
-    return strict_json(_File(rows=rows).model_dump(), QUERY_SCORES) + "\n"
+    return strict_json(_File(rows=rows).model_dump(), UNIT_SCORES) + "\n"
 
 
-def read_query_scores(folder: Path) -> list[QueryScores]:
+def read_unit_scores(folder: Path) -> list[UnitScores]:
     """Return the rows of a run; none for a run of a version that did not write the file.
 
     :raises CheckpointError: the file is damaged
     """
-    path = folder / QUERY_SCORES
+    path = folder / UNIT_SCORES
     if not path.exists():
         return []
     try:
