@@ -18,8 +18,8 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished r
 
 
 def compare(first: Run, second: Run) -> None:
-    """Print the settings in which two runs differ, and their scores, with paired 95 % intervals where both scored the
-    same queries."""
+    """Print the settings in which two runs differ, and their scores, with paired 95 % intervals where both had the
+    same test data."""
     from fed_distill.reporting.run_comparison import compare_runs, shown
 
     found, console = compare_runs(first, second), Console()

@@ -34,8 +34,12 @@ class Evaluator:
 
     def test_by_unit(self, student: TextModel) -> tuple[Metrics, list[float]]:
         """Return all metrics on the common test set, and values by test unit whose mean is the headline metric: nDCG@10
-        by query, or without a ranking view macro-F1 by group of examples; empty for campaigns."""
-        return self._measure(student, "test", self._data.test, self._data.ranking_test)
+        by query, or for tasks without a ranking macro-F1 by group of examples; empty for campaigns."""
+        data = self._data
+        if data.task.gains is not None or data.task.of_campaigns:
+            return self._measure(student, "test", data.test, data.ranking_test)
+        measured, probabilities = self._classified(student, "test", data.test)
+        return measured, macro_f1_by_group(probabilities, data.test.labels, data.test.groups)
 
     def recommender_by_unit(self, scores: Recommender) -> tuple[Metrics, list[float]]:
         """Return AUC and ranking metrics on the common test set, and nDCG@10 by query, of a recommender whose scores
@@ -76,10 +80,10 @@ class Evaluator:
     def validation_resampled(self, student: TextModel) -> Resampled:
         """Return ``validation_score``, and its values on resamples of the queries, customers or groups of examples."""
         examples = self._data.valid
-        measured, by_unit = self._measure(student, "valid", examples, self._data.ranking_valid)
+        measured, by_query = self._measure(student, "valid", examples, self._data.ranking_valid)
         self.score(measured)
         if self._data.task.gains is not None:
-            return resampled(mean_of(by_unit), range(len(by_unit)))
+            return resampled(mean_of(by_query), range(len(by_query)))
         probabilities = predict_prepared(student, self._prepare(student, "valid", examples)).numpy()
         if self._data.task.of_campaigns:
             trial = self._trial("valid", examples)
@@ -111,6 +115,17 @@ class Evaluator:
     def _measure(
         self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None
     ) -> tuple[Metrics, list[float]]:
+        measured, _ = self._classified(student, part, examples)
+        if ranked is None:
+            return measured, []
+        scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
+        measured |= ranking(scores, ranked, self._data.task)
+        if part == "test":
+            measured |= by_kind(scores, ranked, self._rows_by_kind(), self._data.task)
+        return measured, ndcg_by_query(scores, ranked, self._data.task)
+
+    def _classified(self, student: TextModel, part: str, examples: Examples) -> tuple[Metrics, npt.NDArray[np.float32]]:
+        """Return the metrics of single examples and customers, and class probabilities ``[n, classes]``."""
         if not len(examples):
             share = "test" if part == "cold" else part
             raise DataError(f"the common {part} set is empty: increase data.{share}_share, or decrease data.min_rows")
@@ -118,14 +133,7 @@ class Evaluator:
         measured = dict(classification(probabilities, examples.labels, self._data.task))
         if self._data.task.of_campaigns:
             measured["qini"] = qini_of(probabilities, self._trial(part, examples))
-            return measured, []
-        if ranked is None:
-            return measured, macro_f1_by_group(probabilities, examples.labels, examples.groups)
-        scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
-        measured |= ranking(scores, ranked, self._data.task)
-        if part == "test":
-            measured |= by_kind(scores, ranked, self._rows_by_kind(), self._data.task)
-        return measured, ndcg_by_query(scores, ranked, self._data.task)
+        return measured, probabilities
 
     def _rows_by_kind(self) -> dict[str, Rows]:
         if self._kinds is None:

@@ -7,6 +7,7 @@ Classification metrics are scikit-learn's. The ranking metrics follow the KDD Cu
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,13 +109,12 @@ def macro_f1_by_group(
     probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]
 ) -> list[float]:
     """Return a value for each group of examples, in order of the groups' numbers, whose mean is macro-F1 and whose
-    standard error is macro-F1's.
+    standard error is macro-F1's by the jackknife.
 
-    These are the pseudo-values of the infinitesimal jackknife (Efron, The Jackknife, the Bootstrap and Other Resampling
-    Plans, 1982, chapter 6): macro-F1 plus the number of groups times the derivative of macro-F1 with respect to the
-    weight of the group's examples. Those derivatives sum to 0. With class c's F1 = 2 hits / size, where size is the
-    number of examples that are or are predicted to be c, the derivative for an example of class y predicted as p is
-    (2 [y = p] - F1_y) / size_y - F1_p / size_p, divided by the number of classes that occur.
+    The value of group g is F - (G - 1) (F_g - mean of all F_g): F is macro-F1, F_g macro-F1 without the group, and G
+    the number of groups (Efron and Tibshirani 1993, chapter 11, with F in place of the bias-corrected estimate). With
+    derivatives instead of leaving groups out, classes that a student alone predicts, or that have one example, would
+    seem to be without chance.
 
     :param probabilities: class probabilities ``[n, classes]``
     :param labels: class indices ``[n]``
@@ -122,13 +122,23 @@ def macro_f1_by_group(
     """
     predicted, classes = probabilities.argmax(axis=1), probabilities.shape[1]
     right = predicted == labels
+    hits = np.bincount(labels[right], minlength=classes)
     size = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
-    occurs = size > 0
-    f1 = 2.0 * np.bincount(labels[right], minlength=classes) / np.maximum(size, 1)
-    slopes = (2.0 * right - f1[labels]) / size[labels] - f1[predicted] / size[predicted]
+    f1 = _f1(hits, size)
     distinct, of_row = np.unique(groups, return_inverse=True)
-    of_group = np.bincount(of_row, slopes / occurs.sum(), len(distinct))
-    return [float(value) for value in f1[occurs].mean() + len(distinct) * of_group]
+    count = len(distinct)
+    ends = np.concatenate([of_row * classes + labels, of_row * classes + predicted])
+    cells, at = np.unique(ends, return_inverse=True)  # the classes that each group's examples have or are taken for
+    group, own = cells // classes, cells % classes
+    fewer_hits = np.bincount(at[: len(labels)], right, len(cells))
+    size_left = size[own] - np.bincount(at)
+    total = f1.sum() + np.bincount(group, _f1(hits[own] - fewer_hits, size_left) - f1[own], count)
+    occurring = (size > 0).sum() - np.bincount(group, size_left == 0, count)
+    value = f1.sum() / (size > 0).sum()
+    if count == 1:
+        return [float(value)]
+    without = total / occurring
+    return [float(one) for one in value - (count - 1) * (without - without.mean())]
 
 
 def ndcg_weights(candidates: int) -> npt.NDArray[np.float64]:
@@ -243,6 +253,12 @@ def _rows_by_query(queries: npt.NDArray[np.int64]) -> list[npt.NDArray[np.intp]]
     order = np.argsort(queries, kind="stable")
     starts = np.flatnonzero(np.diff(queries[order])) + 1
     return [rows for rows in np.split(order, starts) if len(rows)]
+
+
+def _f1(hits: npt.NDArray[Any], size: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return F1 by class, 0 for one that neither labels nor predictions have. size: how many do, counted together."""
+    found: npt.NDArray[np.float64] = 2.0 * hits / np.maximum(size, 1)
+    return found
 
 
 def _dcg(gains: npt.NDArray[np.float64]) -> float:

@@ -35,7 +35,7 @@ def gap_closed(student: Sample | None, controls: Mapping[str, Sample | None]) ->
     half-widths of its interval above zero (``Estimate.is_clear``).
 
     :param student: the student's scores
-    :param controls: scores of ``YARDSTICKS`` on the same seeds and queries
+    :param controls: scores of ``YARDSTICKS`` on the same seeds and test data
     """
     server, local, pooled = (controls.get(name) for name in YARDSTICKS)
     if student is None or server is None or local is None or pooled is None:

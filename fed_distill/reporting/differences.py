@@ -20,7 +20,7 @@ Key = TypeVar("Key", bound=Hashable)
 def sample_of(units: Sequence[Outcome], metric: str) -> Sample | None:
     """Return a row's scores, in order of the seeds; None if the metric is undefined for one of them."""
     ordered = sorted(units, key=lambda unit: unit.seed)
-    if ordered and all(unit.by_unit and metric == _by_unit(unit) for unit in ordered):
+    if ordered and all(unit.by_unit and metric == _metric_by_unit(unit) for unit in ordered):
         return [np.array([unit.by_unit for unit in ordered], dtype=np.float64)]
     return column([unit.metrics.get(metric) for unit in ordered])
 
@@ -94,6 +94,6 @@ def added(
     return found
 
 
-def _by_unit(unit: Outcome) -> str:
-    """Return the metric that is the mean of ``unit.by_unit``."""
-    return "ndcg@10" if "ndcg@10" in unit.metrics else "macro_f1"
+def _metric_by_unit(outcome: Outcome) -> str:
+    """Return the metric that is the mean of ``by_unit``."""
+    return "ndcg@10" if "ndcg@10" in outcome.metrics else "macro_f1"

@@ -1,7 +1,8 @@
 """``unit_scores.json`` of a run: the headline metric by unit of the common test set for each control and federation, by
 seed. A unit is a query or else a group of examples, see ``Outcome.by_unit``.
 
-Studies pair runs by it. It has no merchant's texts.
+Studies pair runs by it. It has no texts, but where a group has one example its value may tell the example's class and
+the predicted one.
 """
 
 from collections.abc import Sequence

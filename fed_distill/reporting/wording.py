@@ -267,8 +267,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     gained = percent(gap) + (f"{NARROW}±{NARROW}{percent(half)}" if half is not None else "")
     if half is not None and abs(gap) <= half:
         return (
-            f"{subject} {kept}, but over {len(summary['seeds'])} seeds its gain over the best student trained without "
-            f"federation is within chance ({gained} of what pooling all data would give)."
+            f"{subject} {kept}, but its gain over the best student trained without federation is within chance "
+            f"({gained} of what pooling all data would give)."
         )
     if gap <= 0:
         return f"{subject} {kept}, but it is no better than the best student trained without federation."

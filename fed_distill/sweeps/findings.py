@@ -1,7 +1,7 @@
 """The findings of a study in sentences for non-engineers: the main answer first, then one sentence per series.
 
-Comparisons are paired by seed, and called a difference only if they exceed the half-width of their 95 % interval over
-the seeds; with one seed, the sentence states that chance cannot be excluded.
+Comparisons are paired, and called a difference only if they exceed the half-width of their 95 % interval; without one,
+the sentence states that chance cannot be excluded.
 """
 
 import math

@@ -36,7 +36,7 @@ def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path)
     offered = offers(combinations)
     drawn = [
         _curves(combinations, folder, "score", ends, "accuracy", f"What privacy costs in {metric}",
-            f"{metric} on the test set", "Bands and whiskers are 95 % intervals over the seeds. Dashed: the students "
+            f"{metric} on the test set", "Bands and whiskers are 95 % intervals. Dashed: the students "
             "that the server trains without any merchant, and with everybody's data in one place. The scale does not "
             "begin at zero, so read differences, not heights; what lies far below is given as a number."),
         _curves(combinations, folder, "worst_merchant_accuracy", {}, "worst-merchant",

@@ -46,7 +46,7 @@ STUDY_PAGE = """{% extends "page" %}
 
   <dt>cells</dt><dd>{{ finished }} of {{ cells }} finished</dd>
   </dl>
-  {% if seeds | length == 1 %}<p>One seed: how much of a difference is luck cannot be told from this study.</p>{% endif %}
+  {% if seeds | length == 1 %}<p>One training seed: how much of a difference another one would change cannot be told from this study.</p>{% endif %}
 </section>
 
 {% for chart in figures %}

@@ -134,18 +134,17 @@ def grouped_predictions(seed, classes=4, rows=60):
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_macro_f1_by_group_has_its_mean_and_the_slopes_of_scikit_learns_weighted_score(seed):
+def test_macro_f1_by_group_is_the_jackknife_of_scikit_learns_score(seed):
     probabilities, labels, groups = grouped_predictions(seed)
+    predicted = probabilities.argmax(axis=1)
     found = np.array(macro_f1_by_group(probabilities, labels, groups))
-
-    def score(change, group):
-        weights = 1.0 + change * (groups == group)
-        return f1_score(labels, probabilities.argmax(axis=1), average="macro", sample_weight=weights)
-
-    value = score(0.0, 0)
-    assert found.mean() == pytest.approx(value)
-    slopes = [(score(1e-5, group) - score(-1e-5, group)) / 2e-5 for group in range(20)]
-    assert (found - value) / 20 == pytest.approx(slopes, abs=1e-7)
+    value = f1_score(labels, predicted, average="macro")
+    left = np.array(
+        [f1_score(labels[own], predicted[own], average="macro") for own in groups != np.arange(20)[:, None]]
+    )
+    assert found == pytest.approx(value - 19 * (left - left.mean()))
+    jackknife = np.sqrt(19 / 20 * ((left - left.mean()) ** 2).sum())
+    assert found.std(ddof=1) / np.sqrt(20) == pytest.approx(jackknife)
 
 
 def test_the_standard_errors_of_macro_f1_and_of_a_difference_are_the_bootstraps():
@@ -159,6 +158,24 @@ def test_the_standard_errors_of_macro_f1_and_of_a_difference_are_the_bootstraps(
     between = estimate(difference(*samples))
     assert between.value == pytest.approx(drawn[0].value - drawn[1].value)
     assert between.error == pytest.approx(drawn[0].standard_error(drawn[1]), rel=0.15)
+
+
+def test_a_difference_that_hangs_on_one_example_is_not_significant():
+    labels = np.arange(200) % 2
+    wrong = np.random.default_rng(0).permutation(200)[:20]
+    ours, theirs = labels.copy(), labels.copy()
+    ours[wrong] = theirs[wrong] = 1 - labels[wrong]
+    theirs[wrong[0]] = 2  # a class that no label has: macro-F1 falls by a third
+    samples = [[np.array([macro_f1_by_group(np.eye(3)[one], labels, np.arange(200))])] for one in (ours, theirs)]
+    found = estimate(difference(*samples))
+    assert found.value == pytest.approx(0.3, abs=0.01)
+    assert found.p_value > 0.05
+
+
+def test_a_single_group_has_macro_f1_itself():
+    probabilities, labels, _ = grouped_predictions(3)
+    expected = f1_score(labels, probabilities.argmax(axis=1), average="macro")
+    assert macro_f1_by_group(probabilities, labels, np.zeros(60, dtype=np.int64)) == pytest.approx([expected])
 
 
 def test_a_student_that_is_always_right_has_the_same_value_everywhere():

@@ -13,7 +13,7 @@ from fed_distill.evaluation.statistics import (
     worst_tenth,
 )
 
-QUERIES = "test data"
+TEST_DATA = "test data"
 
 
 def drawn(rng, shape, data=0.0, training=0.0, query=0.2, rest=0.1):
@@ -61,7 +61,7 @@ def test_one_training_seed_is_a_t_interval_over_the_queries():
         (interval.low, interval.high)
     )
     assert found.p_value == pytest.approx(expected.pvalue)
-    assert found.covers == (QUERIES,)
+    assert found.covers == (TEST_DATA,)
 
 
 def test_a_metric_without_queries_is_a_t_interval_over_the_seeds():

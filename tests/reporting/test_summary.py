@@ -115,13 +115,13 @@ def test_the_control_fedavg_has_a_gap_and_the_yardsticks_have_none():
     assert [rows[name]["gap_closed"] for name in ("server", "local", "pooled")] == [None, None, None]
 
 
-def by_query(name, kind, scores, seed=0):
+def with_units(name, kind, scores, seed=0):
     return replace(unit(name, kind, seed, float(np.mean(scores))), by_unit=[float(score) for score in scores])
 
 
 def test_scores_by_unit_are_of_macro_f1_only_where_there_is_no_ranking():
     rng = np.random.default_rng(0)
-    ranked = by_query(MAIN, "federation", rng.uniform(0.5, 1.0, 50))
+    ranked = with_units(MAIN, "federation", rng.uniform(0.5, 1.0, 50))
     assert sample_of([ranked], "macro_f1") == [np.array([[0.4]])]
     unranked = replace(ranked, metrics={"accuracy": 0.5, "macro_f1": float(np.mean(ranked.by_unit)), "auc": 0.9})
     assert sample_of([unranked], "macro_f1")[0].shape == (1, 50)
@@ -132,8 +132,8 @@ def test_one_seed_has_intervals_over_its_queries_and_paired_differences():
     rng = np.random.default_rng(0)
     server = rng.uniform(0.5, 1.0, 200)
     ours, student = server + rng.normal(0.02, 0.05, 200), server - rng.normal(0.03, 0.05, 200)
-    units = [by_query("student", "control", student), by_query("server", "control", server)]
-    summary = summary_of([*units, by_query(MAIN, "federation", ours)], seeds=1)
+    units = [with_units("student", "control", student), with_units("server", "control", server)]
+    summary = summary_of([*units, with_units(MAIN, "federation", ours)], seeds=1)
     row = summary["federations"][MAIN]
     expected = stats.ttest_1samp(ours, 0.0).confidence_interval()
     assert row["interval"]["ndcg@10"] == pytest.approx((expected.high - expected.low) / 2)

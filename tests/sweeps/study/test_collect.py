@@ -53,7 +53,7 @@ def test_a_row_is_compared_with_the_controls_of_its_own_seed(results):
     assert row["control.fedavg"] == pytest.approx(0.94 + 0.003)
     assert row["above_server"] == pytest.approx(score - server)
     assert row["above_fedavg"] == pytest.approx(0.92 - 0.94)
-    assert math.isnan(row["gap_closed"])  # one seed without scores by query does not show that pooling is worth it
+    assert math.isnan(row["gap_closed"])  # one seed without scores by unit does not show that pooling is worth it
     assert pooled == row["control.pooled"]
 
 

@@ -1,4 +1,4 @@
-"""Data seeds, training seeds and queries of a study: which cells there are, and how they are averaged and paired."""
+"""Data seeds, training seeds and test units of a study: which cells there are, and how they are averaged and paired."""
 
 import json
 
@@ -76,18 +76,18 @@ def test_a_sample_is_by_data_seed_and_in_order_of_seeds():
     cells = [(1, 1, 0.4), (0, 0, 0.1), (0, 1, 0.2), (1, 0, 0.3)]
     rows = frame([{"data_seed": d, "seed": s, "score": x, "fingerprint": f"{d}{s}"} for d, s, x in cells])
     assert [part.tolist() for part in sample_of(rows, "score")] == [[[0.1], [0.2]], [[0.3], [0.4]]]
-    queries = UnitTable({f"{d}{s}": {"score": [x, x + 0.5]} for d, s, x in cells})
-    assert sample_of(rows, "score", queries)[1].tolist() == [[0.3, 0.8], [0.4, 0.9]]
+    units = UnitTable({f"{d}{s}": {"score": [x, x + 0.5]} for d, s, x in cells})
+    assert sample_of(rows, "score", units)[1].tolist() == [[0.3, 0.8], [0.4, 0.9]]
     assert sample_of(rows.assign(score=[None, 1.0, 1.0, 1.0]), "score") is None
 
 
-def test_a_cell_without_scores_by_query_leaves_means_for_all():
+def test_a_cell_without_scores_by_unit_leaves_means_for_all():
     rows = frame([{"data_seed": d, "seed": 0, "score": 0.5, "fingerprint": str(d)} for d in (0, 1)])
     found = sample_of(rows, "score", UnitTable({"0": {"score": [0.25, 0.75]}}))
     assert [part.tolist() for part in found] == [[[0.5]], [[0.5]]]
 
 
-def test_scores_by_query_are_read_back(tmp_path):
+def test_scores_by_unit_are_read_back(tmp_path):
     outcome = Outcome("server", "control", 3, {"ndcg@10": 0.5}, by_unit=[0.25, 0.75])
     (tmp_path / UNIT_SCORES).write_text(written([outcome, Outcome("local", "control", 3, {})]))
     (row,) = read_unit_scores(tmp_path)
@@ -99,7 +99,7 @@ def test_scores_by_query_are_read_back(tmp_path):
 
 @pytest.fixture
 def measured(write_cells, tmp_path):
-    """A study of one seed whose cells have scores by query: study, cells, places, scores by (row, query)."""
+    """A study of one seed whose cells have scores by unit: study, cells, places, scores by (row, unit)."""
     study = study_of(seeds=1, base={"federation": {"rounds": 5}, "controls": ["student", "server", "fedavg"]})
     cells, places = expand(study), Places(tmp_path / "splits")
     write_cells(cells, places)
@@ -124,10 +124,10 @@ def measured(write_cells, tmp_path):
     return study, cells, places, scores
 
 
-def test_rows_are_paired_with_controls_query_by_query(measured):
+def test_rows_are_paired_with_controls_unit_by_unit(measured):
     study, cells, places, scores = measured
-    queries = UnitTable.read(cells, places, study.base.controls)
-    table = combinations_table(study, results_table(study, cells, places, queries), queries).set_index("method")
+    units = UnitTable.read(cells, places, study.base.controls)
+    table = combinations_table(study, results_table(study, cells, places, units), units).set_index("method")
     assert set(table["covers"]) == {"test data"}
     for name in ("server", "fedavg"):
         expected = {method: stats.ttest_rel(scores[method], scores[name]) for method in table.index}
@@ -144,9 +144,9 @@ def test_rows_are_paired_with_controls_query_by_query(measured):
 
 def test_the_table_shows_what_the_teacher_adds_with_a_minus(measured):
     study, cells, places, scores = measured
-    queries = UnitTable.read(cells, places, study.base.controls)
-    results = results_table(study, cells, places, queries)
-    header, *lines = summary_cells(study, results, combinations_table(study, results, queries), queries)
+    units = UnitTable.read(cells, places, study.base.controls)
+    results = results_table(study, cells, places, units)
+    header, *lines = summary_cells(study, results, combinations_table(study, results, units), units)
     (student,) = [line for line in lines if line[0] == "labels only, no teacher"]
     found = student[header.index("above server")]
     assert found.startswith(f"−{np.mean(scores['server'] - scores['student']):.4f} ± ")
