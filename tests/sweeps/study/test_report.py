@@ -222,7 +222,7 @@ def test_a_study_without_privacy_has_bytes_and_a_table_only(tables, write_cells,
     found = write_findings(study, cells, places, "x")
     page = Page(found.report.read_text(encoding="utf-8"))
     assert [path.stem for path in (tmp_path / "rounds" / "figures").glob("*.png")] == ["bytes"]
-    assert "One seed: how much of a difference is luck cannot be told" in page.words
+    assert "One training seed: how much of a difference another one would change cannot be told" in page.words
     assert list(found.table[0][:4]) == ["rounds", "cells", "nDCG@10", "AUC"]
 
 
