@@ -95,7 +95,9 @@ class ProtectedConfig(PrivacyConfig):
         description="composition by privacy loss distributions, or by Rényi DP (looser: needs 5 to 8 % more noise)",
     )
     report_scores: bool = Field(
-        True, description="merchants report their exact number of correct test examples, without noise"
+        True,
+        description="merchants report their exact number of correct test examples, without noise, and a simulation "
+        "keeps scores by test query",
     )
 
     @property

@@ -27,6 +27,7 @@ from fed_distill.data.student_description import StudentDescription
 from fed_distill.evaluation.metrics import classification_report, confusion
 from fed_distill.evaluation.shares import chance_scores
 from fed_distill.experiment.comparison import Comparison
+from fed_distill.experiment.grid import is_simulated
 from fed_distill.experiment.preflight import check_settings, check_with_data
 from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.logs import observed
@@ -115,7 +116,10 @@ def run_experiment(
             confusion=confusion(probabilities, data.test.labels, data.task).tolist(),
             chance=chance_scores(data.test.labels.tolist(), data.ranking_test, data.task),
         )
-        store.write(UNIT_SCORES, written(outcomes))
+        if experiment.reports_scores or not is_simulated(grid):  # a deployment's test set is the server's own
+            store.write(UNIT_SCORES, written(outcomes))
+        else:
+            (folder / UNIT_SCORES).unlink(missing_ok=True)
         if (folder / SUMMARY).exists():  # a finished run was resumed: keep the results of audits
             summary["privacy"]["audit"] = read_audit(folder)
         described = StudentDescription(data.task, experiment.data.max_characters)

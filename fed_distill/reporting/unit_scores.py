@@ -2,7 +2,7 @@
 seed. A unit is a query or else a group of examples, see ``Outcome.by_unit``.
 
 Studies pair runs by it. It has no texts, but where a group has one example its value may tell the example's class and
-the predicted one.
+the predicted one. A simulation that reports no scores (``privacy.report_scores``) does not write it.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def written(outcomes: Sequence[Outcome]) -> str:
 
 
 def read_unit_scores(folder: Path) -> list[UnitScores]:
-    """Return the rows of a run; none for a run of a version that did not write the file.
+    """Return the rows of a run; none for a run that did not write the file.
 
     :raises CheckpointError: the file is damaged
     """

@@ -20,8 +20,8 @@ COLUMNS = (
     "ndcg@10", "mrr@10", "recall@20", "qini", "covers",
     "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
     "worst_tenth", "cold", "cold_above_server", "above_server", "above_server_p", "above_fedavg", "above_fedavg_p",
-    "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "series", "seeds",
-    "of",
+    "baseline", "gain", "gain_p", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
+    "series", "seeds", "of",
 )  # fmt: skip
 """Columns without a dot in the tables of results, in addition to the axes."""
 

@@ -16,10 +16,10 @@ from fed_distill.evaluation.statistics import estimate, holm
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.store import read_summary
 from fed_distill.sweeps.cells import Cell
-from fed_distill.sweeps.gains import gains
+from fed_distill.sweeps.gains import baselines, gains
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
-from fed_distill.sweeps.samples import NO_UNITS, OWN, UnitTable, above, gap_of, sample_of
+from fed_distill.sweeps.samples import NO_UNITS, OWN, UnitTable, above, gain, gap_of, sample_of
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
@@ -45,6 +45,8 @@ LARGEST = ("privacy.epsilon", "privacy.delta")
 """Columns with the maximum over the seeds of a combination, the weakest guarantee."""
 CONSTANT = ("privacy.unit", "privacy.accountant", "run.rounds", "run.headline")
 """Columns that are equal for all seeds of a combination; the first finished seed's value is used."""
+DIFFERENCES = (*(f"above_{name}" for name in REFERENCES), "gain")
+"""Columns of paired differences of the headline metric, whose p-values are in ``<name>_p``."""
 BETWEEN = " | "
 """Separator of list items in one cell."""
 
@@ -55,12 +57,12 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     Axes contain labels. ``controls`` is the fingerprint of the cell with the controls. ``score`` is the headline
     metric, named in ``run.headline``. ``control.X`` is that of control X with the same seed, ``control_auc.X`` its
     AUC, ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences
-    to these controls, ``cold_above_server`` that on cold-start merchants, ``gain`` and ``gain_auc`` the difference
-    to the study's baseline with the same seed. ``gap_closed`` uses those controls, and is missing where their
-    scores by unit do not show that pooling is worth something. Bytes are serialized messages of one merchant: per
-    round down and up, and over all rounds up (``sent_bytes``) and both. ``seconds`` is the time of the federation
-    and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's,
-    flattened.
+    to these controls, ``cold_above_server`` that on cold-start merchants. ``baseline`` is the fingerprint of the
+    baseline's cell that is equal else, ``gain`` and ``gain_auc`` the differences to it. ``gap_closed`` uses those
+    controls, and is missing where their scores by unit do not show that pooling is worth something. Bytes are
+    serialized messages of one merchant: per round down and up, and over all rounds up (``sent_bytes``) and both.
+    ``seconds`` is the time of the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and
+    ``audit.*`` are the summary's, flattened.
 
     :raises CheckpointError: a summary is damaged or of another experiment (``Places.check``)
     """
@@ -76,11 +78,12 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     table = pd.DataFrame(rows)
     absent = [name for name in (*DESCRIBED, *MEASURES, *LARGEST) if name not in table]
     table = table.assign(**dict.fromkeys(absent, None)).astype(dict.fromkeys((*MEASURES, *LARGEST), "float64"))
-    table = table.assign(gain=gains(study, table, "score"), gain_auc=gains(study, table, "auc"))
+    table = table.assign(baseline=baselines(study, table))
+    table = table.assign(gain=gains(table, "score"), gain_auc=gains(table, "auc"))
     for name, columns in GAPS.items():
         gaps = [gap_of(table.iloc[[at]], *columns, units).value for at in range(len(table))]
         table[name] = pd.Series(gaps, index=table.index, dtype="float64")
-    first = [*_head(study, cells[0], places, None), *DESCRIBED, *MEASURES]
+    first = [*_head(study, cells[0], places, None), "baseline", *DESCRIBED, *MEASURES]
     return table[[*first, *sorted(str(name) for name in table if name not in first)]]
 
 
@@ -90,10 +93,10 @@ def combinations_table(study: Study, results: pd.DataFrame, units: UnitTable = N
     ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` there is the mean over these, missing if one is
     missing (a mean over some would be biased; for attacks, it is over the attacked cells), and ``<name>_interval``, the
     half-width of its 95 % interval by hierarchical bootstrap over data seeds, seeds and, for the headline metric
-    and its differences to controls, test data; missing where nothing is repeated. ``covers`` names what the headline's
-    covers. ``above_server_p`` and ``above_fedavg_p`` are p-values of the paired differences, with Holm's correction
-    over the combinations of the study. ``gap_closed`` is a ratio of means. ``series`` names the combination without
-    the axis of the privacy budget.
+    and its differences to controls and the baseline, test data; missing where nothing is repeated. ``covers`` names
+    what the headline's covers. ``above_server_p``, ``above_fedavg_p`` and ``gain_p`` are p-values of the paired
+    differences, each with Holm's correction over the combinations of the study. ``gap_closed`` is a ratio of means.
+    ``series`` names the combination without the axis of the privacy budget.
     """
     names = [axis.name for axis in study.axes]
     budget = study.budget_axis
@@ -110,16 +113,11 @@ def combinations_table(study: Study, results: pd.DataFrame, units: UnitTable = N
             values = done[name].dropna() if name.startswith("audit.") else done[name]
             row[name], row[f"{name}_interval"] = _mean(done.loc[values.index], name, units)
         rows.append(row | _compared(done, units))
-    for name in REFERENCES:
-        known = {at: row[f"above_{name}_p"] for at, row in enumerate(rows) if row[f"above_{name}_p"] is not None}
-        for at, p_value in holm(known).items():
-            rows[at][f"above_{name}_p"] = p_value
-    numbers = [
-        *LARGEST,
-        *MEASURES,
-        *(f"{name}_interval" for name in MEASURES),
-        *(f"above_{one}_p" for one in REFERENCES),
-    ]
+    p_values = [f"{name}_p" for name in DIFFERENCES]
+    for column in p_values:
+        for at, p_value in holm({at: row[column] for at, row in enumerate(rows) if row[column] is not None}).items():
+            rows[at][column] = p_value
+    numbers = [*LARGEST, *MEASURES, *(f"{name}_interval" for name in MEASURES), *p_values]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
 
 
@@ -240,14 +238,14 @@ def _mean(rows: pd.DataFrame, column: str, units: UnitTable) -> tuple[float | No
 
 
 def _compared(done: pd.DataFrame, units: UnitTable) -> dict[str, Any]:
-    """Return a combination's differences to controls and gaps closed, whose intervals are not those of a column."""
+    """Return a combination's differences to controls and to the baseline, and its gaps closed."""
     scores = sample_of(done, OWN, units)
     row: dict[str, Any] = {"covers": BETWEEN.join(estimate(scores).covers) if scores is not None else ""}
-    for name in REFERENCES:
-        found = above(done, name, units)
-        if found is not None:
-            row |= {f"above_{name}": found.value, f"above_{name}_interval": found.half_width}
-        row[f"above_{name}_p"] = found.p_value if found is not None else None
+    found = [*(above(done, name, units) for name in REFERENCES), gain(done, units)]
+    for name, one in zip(DIFFERENCES, found, strict=True):
+        if one is not None:
+            row |= {name: one.value, f"{name}_interval": one.half_width}
+        row[f"{name}_p"] = one.p_value if one is not None else None
     for name, (prefix, own) in GAPS.items():
         share = gap_of(done, prefix, own, units)
         row |= {name: share.value, f"{name}_interval": share.half_width}

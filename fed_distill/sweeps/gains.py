@@ -11,25 +11,31 @@ from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.headline_metric import metric_name
 
 
-def gains(study: Study, results: pd.DataFrame, column: str) -> pd.Series:
-    """Return each cell's ``column`` minus that of the baseline with the same other labels and seed; missing for the
+def baselines(study: Study, results: pd.DataFrame) -> pd.Series:
+    """Return the fingerprint of each cell's baseline, the cell with the same other labels and seed; missing for the
     baseline itself and without one."""
-    none = pd.Series(math.nan, index=results.index, dtype="float64")
-    if study.baseline is None:
-        return none
-    axis, label = study.baseline
-    keys = [results[name] for name in (*_others(study), *(["data_seed"] if study.data_seeds else []), "seed")]
-    is_cell = results["role"] == "cell"
-    own = is_cell & (results[axis] == label)
-    places = list(zip(*keys, strict=True))
-    of_baseline = {places[row]: results[column].iloc[row] for row in range(len(places)) if own.iloc[row]}
-    found = [value - of_baseline.get(place, math.nan) for place, value in zip(places, results[column], strict=True)]
-    return none.mask(is_cell & ~own, pd.Series(found, index=results.index, dtype="float64"))
+    found: list[str | None] = [None] * len(results)
+    if study.baseline is not None:
+        axis, label = study.baseline
+        keys = [results[name] for name in (*_others(study), *(["data_seed"] if study.data_seeds else []), "seed")]
+        is_cell = results["role"] == "cell"
+        own = is_cell & (results[axis] == label)
+        places = list(zip(*keys, strict=True))
+        names = {place: name for place, name, is_own in zip(places, results["fingerprint"], own, strict=True) if is_own}
+        found = [names.get(place) if other else None for place, other in zip(places, is_cell & ~own, strict=True)]
+    return pd.Series(found, index=results.index, dtype="object")
+
+
+def gains(results: pd.DataFrame, column: str) -> pd.Series:
+    """Return each cell's ``column`` minus that of its ``baseline``; missing without one."""
+    known = dict(zip(results["fingerprint"], results[column], strict=True))
+    theirs = [math.nan if name is None else known[name] for name in results["baseline"]]
+    return results[column] - pd.Series(theirs, index=results.index, dtype="float64")
 
 
 def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
     """Return a text table: for each combination of the other axes, the baseline's headline metric and the gain of each
-    other value, then their mean with its 95 % interval over the lines, and their minimum.
+    other value with its interval, then their mean with its 95 % interval over the lines, and their minimum.
 
     Empty without a baseline or without another axis.
     """
@@ -44,9 +50,10 @@ def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
         found = group.set_index(axis)
         base = float(found["score"].get(label, math.nan))
         added = [float(found["gain"].get(name, math.nan)) for name in labels]
+        halves = [float(found["gain_interval"].get(name, math.nan)) for name in labels]
         for name, gain in zip(labels, added, strict=True):
             columns[name].append(gain)
-        lines.append([*map(str, key), UNKNOWN if math.isnan(base) else number(base), *map(_shown, added)])
+        lines.append([*map(str, key), UNKNOWN if math.isnan(base) else number(base), *map(_shown, added, halves)])
     blank = [""] * len(others)
     return [
         *lines,
@@ -60,8 +67,8 @@ def _others(study: Study) -> list[str]:
     return [axis.name for axis in study.axes if axis.name != study.baseline[0]]
 
 
-def _shown(gain: float) -> str:
-    return UNKNOWN if math.isnan(gain) else signed(gain)
+def _shown(gain: float, half: float = math.nan) -> str:
+    return UNKNOWN if math.isnan(gain) else signed(gain) + ("" if math.isnan(half) else f" ± {number(half)}")
 
 
 def _mean(column: Sequence[float]) -> str:

@@ -15,6 +15,7 @@ from fed_distill.reporting.glossary import GLOSSARY
 from fed_distill.reporting.page import render_page
 from fed_distill.reporting.spreadsheets import to_csv
 from fed_distill.reporting.store import REPORT
+from fed_distill.reporting.unit_scores import UNIT_SCORES
 from fed_distill.reporting.wording import ROW_NAMES
 from fed_distill.storage.files import write_atomic
 from fed_distill.sweeps import findings
@@ -27,7 +28,7 @@ from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS, promises
 from fed_distill.sweeps.row_trials import TuningPlan
-from fed_distill.sweeps.samples import UnitTable
+from fed_distill.sweeps.samples import OWN, UnitTable
 from fed_distill.sweeps.table import summary_cells
 from fed_distill.sweeps.template import STUDY_PAGE
 from fed_distill.sweeps.tuning_table import TuningAccount
@@ -91,7 +92,7 @@ def write_findings(
     charts = draw_charts(results, combinations, places.folder / FIGURES)
     table = summary_cells(study, results, combinations, units)
     gains = gains_cells(study, combinations)
-    page = _render(study, cells, results, combinations, table, gains, charts, command, tuning)
+    page = _render(study, cells, results, combinations, units, table, gains, charts, command, tuning)
     write_atomic(places.folder / REPORT, page)
     return StudyFindings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table, gains, tuning)
 
@@ -101,6 +102,7 @@ def _render(
     cells: Sequence[Cell],
     results: pd.DataFrame,
     combinations: pd.DataFrame,
+    units: UnitTable,
     table: Sequence[Sequence[str]],
     gains: Sequence[Sequence[str]],
     charts: Sequence[Chart],
@@ -125,6 +127,7 @@ def _render(
         problems=_problems(cells, results),
         seeds=list(dict.fromkeys(cell.seed for cell in cells)),
         covers=_covers(combinations),
+        unpaired=_unpaired(results, units),
         controls=list(wanted.values()),
         controls_shown=len(levels(results, wanted)),
         cells=len(cells),
@@ -144,6 +147,18 @@ def _covers(combinations: pd.DataFrame) -> str:
     known = [set(text.split(BETWEEN)) for text in combinations["covers"] if text]
     shared = set.intersection(*known) if known else set()
     return " and ".join(level for level in LEVELS if level in shared)
+
+
+def _unpaired(results: pd.DataFrame, units: UnitTable) -> str:
+    """Say how many finished cells have no scores by unit where others have them; "" if all or none have."""
+    names = results[results["status"] == FINISHED]["fingerprint"]
+    lacking = sum(OWN not in units.cells.get(name, {}) for name in names)
+    if lacking in (0, len(names)):
+        return ""
+    return (
+        f"{lacking:,} of {len(names):,} finished cells have no {UNIT_SCORES}, because an earlier version measured them "
+        "or they keep merchants' scores private: intervals of their rows do not cover the test data."
+    )
 
 
 def _unfinished(results: pd.DataFrame) -> str:

@@ -86,6 +86,15 @@ def above(rows: pd.DataFrame, reference: str, units: UnitTable) -> Estimate | No
     return None if ours is None or theirs is None else estimate(difference(ours, theirs))
 
 
+def gain(rows: pd.DataFrame, units: UnitTable) -> Estimate | None:
+    """Estimate the paired difference of the headline score to that of each cell's baseline; None without one."""
+    if rows.empty or rows["gain"].isna().any():
+        return None
+    of_baseline = rows.assign(**{"fingerprint": rows["baseline"], OWN: rows[OWN] - rows["gain"]})
+    ours, theirs = _same(sample_of(rows, OWN, units), sample_of(of_baseline, OWN, units))
+    return None if ours is None or theirs is None else estimate(difference(ours, theirs))
+
+
 def control_above(results: pd.DataFrame, control: str, reference: str, units: UnitTable) -> Estimate | None:
     """Estimate the paired difference of two controls; None if one is missing for a seed, or they are the same."""
     rows = results[results["role"] == "controls"]

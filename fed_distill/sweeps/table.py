@@ -31,7 +31,8 @@ def summary_cells(
     header = [*axes, "metric", "cells", "ε", "δ", metric_name(combinations), "AUC"]
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
-    header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant", "worst tenth"]
+    header += [f"gain over {study.baseline[1] if study.baseline else ''}", "p (gain)", "in AUC"]
+    header += ["worst merchant", "worst tenth"]
     header += ["cold start", "cold start above server"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
     several = len(metric_names(combinations)) > 1
@@ -76,7 +77,7 @@ def _control_lines(group: ControlGroup, header: Sequence[str], units: UnitTable)
 def _combination_line(row: Row, axes: Sequence[str], header: Sequence[str], with_server: bool) -> dict[str, str]:
     """Return the cells of a combination's line by title. with_server: if no line has the server."""
     epsilon = epsilon_of(row)
-    gain, score = header[header.index("in AUC") - 1], header[header.index("δ") + 1]
+    gain, score = header[header.index("p (gain)") - 1], header[header.index("δ") + 1]
     server = {ROW_NAMES["server"]: "control.server", f"{ROW_NAMES['server']}: AUC": "control_auc.server"}
     return {
         **{name: "∞" if row[name] == "inf" else str(row[name]) for name in axes},
@@ -87,11 +88,9 @@ def _combination_line(row: Row, axes: Sequence[str], header: Sequence[str], with
         "AUC": _of(row, "auc"),
         **({title: _of(row, name) for title, name in server.items()} if with_server else {}),
         **{f"above {name}": _of(row, f"above_{name}", signed) for name in REFERENCES},
-        **{
-            f"p ({name})": UNKNOWN if math.isnan(row[f"above_{name}_p"]) else probability(row[f"above_{name}_p"])
-            for name in REFERENCES
-        },
+        **{f"p ({name})": _p_value(row[f"above_{name}_p"]) for name in REFERENCES},
         gain: _of(row, "gain", signed),
+        "p (gain)": _p_value(row["gain_p"]),
         "in AUC": _of(row, "gain_auc", signed),
         "worst merchant": number(_known(row["worst_merchant_accuracy"]), 3),
         "worst tenth": number(_known(row["worst_tenth"]), 3),
@@ -128,6 +127,10 @@ def markdown(lines: Sequence[Sequence[str]], axes: int) -> str:
 
 def _has_values(lines: Sequence[Sequence[str]], place: int) -> bool:
     return any(line[place] not in ("", UNKNOWN, "∞") for line in lines)
+
+
+def _p_value(value: float) -> str:
+    return UNKNOWN if math.isnan(value) else probability(value)
 
 
 def _known(value: float) -> float | None:

@@ -12,6 +12,7 @@ from fed_distill.data import load
 from fed_distill.errors import BudgetExceeded, ConfigError
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.privacy.ledger import Ledgers
+from fed_distill.reporting.unit_scores import UNIT_SCORES
 
 PRIVATE = {
     "privacy.unit": "example",
@@ -58,6 +59,14 @@ def test_the_summary_tells_what_each_federation_cost(tiny_experiment, simulate, 
         for ledger in map(Ledgers(at).of, Ledgers(at).merchants())
     ]
     assert max(spent) == pytest.approx(summary["privacy"]["epsilon"])
+    assert (folder / UNIT_SCORES).exists()
+
+
+def test_without_reported_scores_a_run_keeps_no_scores_of_single_test_examples(tiny_experiment, simulate, tmp_path):
+    changes = {**PRIVATE, "privacy.report_scores": False, "federation.rounds": 1, "controls": [], "name": "kept"}
+    folder, _ = simulate(tiny_experiment(tmp_path, changes))
+    assert not (folder / UNIT_SCORES).exists()
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["student"]["ndcg@10"] is not None
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "any one example of a merchant" in report
     assert "How it is protected" in report

@@ -12,7 +12,7 @@ import threading
 from fed_distill.errors import DataError, TrainingError
 
 STUDENT, SERVER, LOCAL, POOLED = 0.85, 0.90, 0.89, 0.97
-METHODS = {"fedavg": 0.94, "fedavg-kd": 0.95, "fedmd": 0.92}
+METHODS = {"fedavg": 0.94, "fedavg-kd": 0.95, "fedmd": 0.92, "feddf": 0.93}
 SEEDS = (0.001, -0.001, 0.003)
 AUDIT = {"auc": 0.7, "epsilon_lower_bound": 0.4, "attacks": {"loss": {"tpr_at_1pct": 0.02}}}
 
@@ -37,7 +37,7 @@ def validation(rate, best):
     return metrics(0.8 - 0.1 * abs(math.log2(rate / best)))
 
 
-BEST_RATES = {"fedavg": 1.5e-3, "fedavg-kd": 3e-3, "fedmd": 6e-3}
+BEST_RATES = {"fedavg": 1.5e-3, "fedavg-kd": 3e-3, "fedmd": 6e-3, "feddf": 3e-3}
 """Best learning rates of merchants by method, and of controls below."""
 
 

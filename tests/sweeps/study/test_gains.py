@@ -9,7 +9,7 @@ from scipy.stats import t as student_t
 
 from fed_distill.sweeps.cells import expand
 from fed_distill.sweeps.collect import combinations_table, results_table
-from fed_distill.sweeps.gains import gains, gains_cells
+from fed_distill.sweeps.gains import baselines, gains, gains_cells
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.table import summary_cells
@@ -26,9 +26,13 @@ SEEDS = (0.001, -0.001, 0.003)
 
 def cells_of(scores):
     """A results table (domain, adaptation, seed) -> score, beside a control."""
-    rows = [("cell", *key, score, score + 0.1) for key, score in scores.items()]
-    rows.append(("controls", None, None, 0, 0.5, 0.6))
-    return pd.DataFrame(rows, columns=["role", "domain", "adaptation", "seed", "score", "auc"])
+    rows = [("cell", *key, "-".join(map(str, key)), score, score + 0.1) for key, score in scores.items()]
+    rows.append(("controls", None, None, 0, "controls", 0.5, 0.6))
+    return pd.DataFrame(rows, columns=["role", "domain", "adaptation", "seed", "fingerprint", "score", "auc"])
+
+
+def gains_of(study, table):
+    return gains(table.assign(baseline=baselines(study, table)), "score")
 
 
 @pytest.fixture
@@ -45,31 +49,33 @@ SCORES = {
 
 def test_a_gain_is_paired_by_seed_and_all_other_labels(study):
     table = cells_of(SCORES)
-    found = dict(zip(SCORES, gains(study, table, "score"), strict=False))
+    found = dict(zip(SCORES, gains_of(study, table), strict=False))
     assert math.isnan(found["1", "0", 0]) and math.isnan(found["2", "0", 1])  # the baseline itself
     paired = {key: found[key] for key in SCORES if key[1] != "0"}
     assert paired == pytest.approx(
         {key: score - SCORES[key[0], "0", key[2]] for key, score in SCORES.items() if key[1] != "0"}
     )
-    assert math.isnan(gains(study, table, "score").iloc[-1])  # a control
+    assert math.isnan(gains_of(study, table).iloc[-1])  # a control
 
 
 def test_without_the_baselines_cell_or_a_baseline_nothing_is_said(study):
     table = cells_of({key: score for key, score in SCORES.items() if key != ("1", "0", 1)})
-    lacking = gains(study, table, "score")[(table["domain"] == "1") & (table["seed"] == 1)]
+    lacking = gains_of(study, table)[(table["domain"] == "1") & (table["seed"] == 1)]
     assert lacking.isna().all() and len(lacking) == 2
-    assert gains(study.model_copy(update={"baseline": None}), table, "score").isna().all()
+    assert gains_of(study.model_copy(update={"baseline": None}), table).isna().all()
 
 
 def test_the_table_of_gains_has_a_mean_with_its_interval_over_the_lines_and_the_worst(study):
-    rows = [("1", "0", 0.6, math.nan), ("1", "0.1", 0.65, 0.05), ("1", "0.2", 0.5, -0.1)]
-    rows += [("2", "0", 0.9, math.nan), ("2", "0.1", 0.75, -0.15), ("2", "0.2", math.nan, math.nan)]
-    table = pd.DataFrame(rows, columns=["domain", "adaptation", "score", "gain"]).assign(**{"run.headline": "macro_f1"})
+    nan = math.nan
+    rows = [("1", "0", 0.6, nan, nan), ("1", "0.1", 0.65, 0.05, 0.02), ("1", "0.2", 0.5, -0.1, nan)]
+    rows += [("2", "0", 0.9, nan, nan), ("2", "0.1", 0.75, -0.15, 0.03), ("2", "0.2", nan, nan, nan)]
+    table = pd.DataFrame(rows, columns=["domain", "adaptation", "score", "gain", "gain_interval"])
+    table = table.assign(**{"run.headline": "macro_f1"})
     half = 12.706204736 * np.std([0.05, -0.15], ddof=1) / math.sqrt(2)  # Student's t of one degree of freedom, 97.5 %
     assert gains_cells(study, table) == [
         ["domain", "0: macro-F1", "0.1", "0.2"],
-        ["1", "0.6000", "+0.0500", "−0.1000"],
-        ["2", "0.9000", "−0.1500", "–"],
+        ["1", "0.6000", "+0.0500 ± 0.0200", "−0.1000"],
+        ["2", "0.9000", "−0.1500 ± 0.0300", "–"],
         ["mean", "", f"−0.0500 ± {half:.4f}", "–"],
         ["worst", "", "−0.1500", "–"],
     ]

@@ -68,6 +68,13 @@ def test_data_seeds_that_cannot_be_are_refused(changes, message):
         study_of(**changes)
 
 
+def stepped_down(p_values):
+    """Holm's procedure as its paper states it: the k-th smallest of m times m - k + 1, never falling."""
+    ordered = sorted(p_values, key=p_values.get)
+    products = [min(1.0, (len(ordered) - place) * p_values[name]) for place, name in enumerate(ordered)]
+    return {name: max(products[: place + 1]) for place, name in enumerate(ordered)}
+
+
 def frame(rows):
     return pd.DataFrame([{"run.headline": "ndcg@10", **row} for row in rows])
 
@@ -100,12 +107,17 @@ def test_scores_by_unit_are_read_back(tmp_path):
 @pytest.fixture
 def measured(write_cells, tmp_path):
     """A study of one seed whose cells have scores by unit: study, cells, places, scores by (row, unit)."""
-    study = study_of(seeds=1, base={"federation": {"rounds": 5}, "controls": ["student", "server", "fedavg"]})
+    study = study_of(
+        seeds=1,
+        base={"federation": {"rounds": 5}, "controls": ["student", "server", "fedavg"]},
+        axis=[{**METHODS, "values": ["fedavg-kd", "fedmd", "feddf"]}],
+        baseline=["method", "fedmd"],
+    )
     cells, places = expand(study), Places(tmp_path / "splits")
     write_cells(cells, places)
     rng = np.random.default_rng(0)
     server = rng.uniform(0.5, 1.0, 80)
-    levels = {"student": -0.05, "server": 0.0, "fedavg": 0.01, "fedavg-kd": 0.03, "fedmd": 0.02}
+    levels = {"student": -0.05, "server": 0.0, "fedavg": 0.01, "fedavg-kd": 0.03, "fedmd": 0.02, "feddf": 0.01}
     scores = {name: server + (level and rng.normal(level, 0.06, 80)) for name, level in levels.items()}
 
     def outcome(name, kind):
@@ -136,10 +148,36 @@ def test_rows_are_paired_with_controls_unit_by_unit(measured):
             row = table.loc[method]
             assert row[f"above_{name}"] == pytest.approx((interval.low + interval.high) / 2, abs=1e-6)
             assert row[f"above_{name}_interval"] == pytest.approx((interval.high - interval.low) / 2, rel=1e-3)
-        small, large = sorted(expected, key=lambda method: expected[method].pvalue)
-        first = min(1.0, 2 * expected[small].pvalue)
-        assert table.loc[small, f"above_{name}_p"] == pytest.approx(first, rel=1e-3)
-        assert table.loc[large, f"above_{name}_p"] == pytest.approx(max(first, expected[large].pvalue), rel=1e-3)
+        adjusted = stepped_down({method: found.pvalue for method, found in expected.items()})
+        assert table[f"above_{name}_p"].to_dict() == pytest.approx(adjusted, rel=1e-3)
+
+
+def test_a_gain_is_paired_with_the_baselines_cell_unit_by_unit(measured):
+    study, cells, places, scores = measured
+    units = UnitTable.read(cells, places, study.base.controls)
+    table = combinations_table(study, results_table(study, cells, places, units), units).set_index("method")
+    found = {name: stats.ttest_rel(scores[name], scores["fedmd"]) for name in ("fedavg-kd", "feddf")}
+    for name, test in found.items():
+        interval = test.confidence_interval()
+        assert table.loc[name, "gain"] == pytest.approx((interval.low + interval.high) / 2, abs=1e-6)
+        assert table.loc[name, "gain_interval"] == pytest.approx((interval.high - interval.low) / 2, rel=1e-3)
+    adjusted = stepped_down({name: test.pvalue for name, test in found.items()})
+    assert table["gain_p"].drop("fedmd").to_dict() == pytest.approx(adjusted, rel=1e-3)
+    assert table.loc["fedmd", ["gain", "gain_interval", "gain_p"]].isna().all()
+
+
+def test_cells_without_scores_by_unit_are_counted_on_the_page(measured):
+    study, cells, places, _ = measured
+
+    def page():
+        return write_findings(study, cells, places, "fed-distill study").report.read_text(encoding="utf-8")
+
+    assert "finished cells have no" not in page()
+    (places.run(cells[-1].fingerprint) / UNIT_SCORES).unlink()
+    assert f"1 of {len(cells)} finished cells have no {UNIT_SCORES}" in page()
+    for cell in cells[:-1]:
+        (places.run(cell.fingerprint) / UNIT_SCORES).unlink()
+    assert "finished cells have no" not in page() and "over test data" not in page()
 
 
 def test_the_table_shows_what_the_teacher_adds_with_a_minus(measured):
