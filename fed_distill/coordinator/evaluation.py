@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
-from fed_distill.evaluation.campaigns import qini_of, trial_of
+from fed_distill.evaluation.campaigns import qini_by_block, qini_of, trial_of
 from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
 from fed_distill.evaluation.metrics import Metrics, classification, headline, macro_f1_by_group, ndcg_by_query, ranking
 from fed_distill.evaluation.recommenders import Recommender, as_probabilities
@@ -34,11 +34,13 @@ class Evaluator:
 
     def test_by_unit(self, student: TextModel) -> tuple[Metrics, list[float]]:
         """Return all metrics on the common test set, and values by test unit whose mean is the headline metric: nDCG@10
-        by query, or for tasks without a ranking macro-F1 by group of examples; empty for campaigns."""
+        by query, for campaigns the Qini coefficient by block of customers, or else macro-F1 by group of examples."""
         data = self._data
-        if data.task.gains is not None or data.task.of_campaigns:
+        if data.task.gains is not None:
             return self._measure(student, "test", data.test, data.ranking_test)
         measured, probabilities = self._classified(student, "test", data.test)
+        if data.task.of_campaigns:
+            return measured, qini_by_block(probabilities, self._trial("test", data.test))
         return measured, macro_f1_by_group(probabilities, data.test.labels, data.test.groups)
 
     def recommender_by_unit(self, scores: Recommender) -> tuple[Metrics, list[float]]:

@@ -5,9 +5,14 @@ import numpy.typing as npt
 
 from fed_distill.data.campaign_cells import bought_of, effects, treated_of
 from fed_distill.data.examples import Examples
+from fed_distill.evaluation.statistics import pseudo_values
 from fed_distill.evaluation.uplift import CLIP, Totals, Trial, qini
 from fed_distill.models.meta_learner import features
 from fed_distill.models.uplift_learners import cross_fitted_propensity
+from fed_distill.seeds import numpy_stream
+
+BLOCKS = 200
+"""Number of blocks of customers that are left out in turn, enough for a standard error."""
 
 
 def trial_of(examples: Examples) -> Trial:
@@ -27,3 +32,23 @@ def qini_of(probabilities: npt.NDArray[np.floating], trial: Trial) -> float | No
     :param probabilities: of the cells, ``[n, 4]``
     """
     return qini(Totals.of(effects(probabilities), trial)) if trial.has_both_arms else None
+
+
+def qini_by_block(probabilities: npt.NDArray[np.floating], trial: Trial) -> list[float]:
+    """Return a value for each block of customers, whose mean is the Qini coefficient and whose standard error is the
+    Qini coefficient's by the jackknife (``pseudo_values``); empty if an arm is empty without some block.
+
+    Blocks are drawn at random, the same for all models, and their numbers of customers differ by at most one. There are
+    at most ``BLOCKS``, since each takes a ranking of all customers. Rows of one customer are in one block.
+
+    :param probabilities: of the cells, ``[n, 4]``
+    """
+    distinct, of_row = np.unique(trial.customers, return_inverse=True)
+    count = min(BLOCKS, len(distinct))
+    block = (numpy_stream(0, "Qini blocks").permutation(len(distinct)) % max(count, 1))[of_row]
+    arms = [np.bincount(block[arm], minlength=count) for arm in (trial.treated, ~trial.treated)]
+    if count < 2 or any((arm.sum() - arm == 0).any() for arm in arms):
+        return []
+    scores = effects(probabilities)
+    without = [qini(Totals.of(scores, trial, (block != one).astype(np.float64))) for one in range(count)]
+    return pseudo_values(qini(Totals.of(scores, trial)), np.array(without))

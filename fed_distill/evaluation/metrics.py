@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from fed_distill.data.examples import Ranking, Task
 from fed_distill.errors import DataError, TrainingError
+from fed_distill.evaluation.statistics import pseudo_values
 
 Metrics = dict[str, float | None]
 """Values by metric name; None if the metric is undefined (no example, one class only)."""
@@ -111,10 +112,8 @@ def macro_f1_by_group(
     """Return a value for each group of examples, in order of the groups' numbers, whose mean is macro-F1 and whose
     standard error is macro-F1's by the jackknife.
 
-    The value of group g is F - (G - 1) (F_g - mean of all F_g): F is macro-F1, F_g macro-F1 without the group, and G
-    the number of groups (Efron and Tibshirani 1993, chapter 11, with F in place of the bias-corrected estimate). With
-    derivatives instead of leaving groups out, classes that a student alone predicts, or that have one example, would
-    seem to be without chance.
+    They are ``pseudo_values``. With derivatives instead of leaving groups out, classes that a student alone predicts,
+    or that have one example, would seem to be without chance.
 
     :param probabilities: class probabilities ``[n, classes]``
     :param labels: class indices ``[n]``
@@ -137,8 +136,7 @@ def macro_f1_by_group(
     value = f1.sum() / (size > 0).sum()
     if count == 1:
         return [float(value)]
-    without = total / occurring
-    return [float(one) for one in value - (count - 1) * (without - without.mean())]
+    return pseudo_values(float(value), total / occurring)
 
 
 def ndcg_weights(candidates: int) -> npt.NDArray[np.float64]:

@@ -104,6 +104,18 @@ def ratio(numerator: Sample, denominator: Sample) -> Estimate:
     return Estimate(value, residual.error, residual.half_width, residual.covers, None)
 
 
+def pseudo_values(value: float, without: npt.NDArray[np.float64]) -> list[float]:
+    """Return a value for each unit whose mean is ``value``, and whose standard error is ``value``'s by the jackknife.
+
+    That of unit g is F - (G - 1) (F_g - mean of all F_g): F is ``value``, F_g the statistic without the unit, and G the
+    number of units (Efron and Tibshirani 1993, chapter 11, with F in place of the bias-corrected estimate).
+
+    :param value: a statistic of all units
+    :param without: the statistic without each unit ``[units]``
+    """
+    return [float(one) for one in value - (len(without) - 1) * (without - without.mean())]
+
+
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """Return p-values adjusted by Holm's step-down rule (Scandinavian Journal of Statistics 1979), in the given order.
 

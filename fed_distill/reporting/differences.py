@@ -96,4 +96,4 @@ def added(
 
 def _metric_by_unit(outcome: Outcome) -> str:
     """Return the metric that is the mean of ``by_unit``."""
-    return "ndcg@10" if "ndcg@10" in outcome.metrics else "macro_f1"
+    return next((name for name in ("ndcg@10", "qini") if name in outcome.metrics), "macro_f1")

@@ -24,7 +24,7 @@ class Outcome:
     name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
     student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the mean over
     the merchants' students). by_unit: values by unit of the common test set, whose mean is the headline metric: nDCG@10
-    of each query that has a gain, or else ``macro_f1_by_group``; for ``local`` means likewise; empty for campaigns.
+    of each query that has a gain, ``qini_by_block``, or else ``macro_f1_by_group``; for ``local`` means likewise.
     merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global student (for ``local`` by the
     merchant's own). personal_accuracy: the same for students adapted to each merchant, if configured. own_accuracy: the
     same for the students that merchants keep, each after its last round, with a method whose merchants have students of

@@ -68,7 +68,7 @@ def compare_runs(ours: Path, theirs: Path) -> RunComparison:
     unpaired = _why_unpaired(*summaries, *experiments)
     by_unit = [{} if unpaired else _grouped(read_unit_scores(folder)) for folder in (ours, theirs)]
     if not unpaired and not all(by_unit):
-        unpaired = "a run has no scores by unit of its test set: campaigns have none, nor have runs of older versions"
+        unpaired = "a run has no scores by test unit: an older version or privacy.report_scores left them out"
     scores = tuple(_scores(first, second, by_unit[0], by_unit[1]))
     if not unpaired and not any(one.difference for one in scores):
         unpaired = "the runs have no row in common with equally many test units"
