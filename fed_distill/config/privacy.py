@@ -97,7 +97,7 @@ class ProtectedConfig(PrivacyConfig):
     report_scores: bool = Field(
         True,
         description="merchants report their exact number of correct test examples, without noise, and a simulation "
-        "keeps scores by test query",
+        "writes scores by test unit (unit_scores.json)",
     )
 
     @property

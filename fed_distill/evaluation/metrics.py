@@ -112,8 +112,8 @@ def macro_f1_by_group(
     """Return a value for each group of examples, in order of the groups' numbers, whose mean is macro-F1 and whose
     standard error is macro-F1's by the jackknife.
 
-    They are ``pseudo_values``. With derivatives instead of leaving groups out, classes that a student alone predicts,
-    or that have one example, would seem to be without chance.
+    The values are the jackknife's (``pseudo_values``). With derivatives instead of leaving groups out, classes that a
+    student alone predicts, or that have one example, would seem to have no variance.
 
     :param probabilities: class probabilities ``[n, classes]``
     :param labels: class indices ``[n]``

@@ -1,9 +1,9 @@
 """Intervals and paired tests of a mean score over data seeds, training seeds and test data.
 
 A score has three sources of chance. A data seed draws the split, and with it the test data; a training seed draws
-initial weights, batches and cohorts; a test unit, which is a query of a ranking or else a group of examples, is drawn
-from all that customers could have asked or written. Units are nested in data seeds and crossed with training seeds,
-because all students of one data seed are tested on the same units.
+initial weights, batches and cohorts; a test unit, which is a query of a ranking, a block of a campaign's customers or
+else a group of examples, is drawn from all that customers could have asked, done or written. Units are nested in data
+seeds and crossed with training seeds, because all students of one data seed are tested on the same units.
 
 The standard error is that of the hierarchical bootstrap: data seeds are resampled, within each of them training seeds
 and units (Davison and Hinkley 1997, section 3.8; for crossed factors, the pigeonhole bootstrap of Owen, Annals of

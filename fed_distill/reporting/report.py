@@ -199,7 +199,7 @@ def _rows(summary: Record) -> list[_Row]:
 
 
 def _has_p_values(summary: Record) -> bool:
-    """Whether the table has a p-value: none without references, nor with one seed and no scores by test unit."""
+    """Whether the table has a p-value: it has none without references, or with one seed and no scores by unit."""
     rows = [*summary["controls"].values(), *summary["federations"].values()]
     found = [one for row in rows for one in row["above"].values() if one is not None]
     return any(one["p_adjusted"] is not None for one in found)

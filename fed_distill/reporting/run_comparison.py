@@ -75,6 +75,15 @@ def compare_runs(ours: Path, theirs: Path) -> RunComparison:
     return RunComparison(_different(*experiments), scores, unpaired)
 
 
+def test_data_changes(ours: Experiment, theirs: Experiment) -> list[str]:
+    """Return the settings that differ and may change test data; empty if both have the same."""
+    return [
+        key
+        for key in _different(ours, theirs)
+        if key.startswith("data.") and not key.removeprefix("data.").startswith(_OF_TRAINING)
+    ]
+
+
 def _different(ours: Experiment, theirs: Experiment) -> dict[str, tuple[Any, Any]]:
     first, second = (_flat(one.model_dump(mode="json", exclude_none=True)) for one in (ours, theirs))
     return {
@@ -94,11 +103,7 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _why_unpaired(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: Experiment, second: Experiment) -> str:
     if ours["seeds"] != theirs["seeds"]:
         return f"the training seeds differ: {ours['seeds']} and {theirs['seeds']}"
-    changed = [
-        key
-        for key in _different(first, second)
-        if key.startswith("data.") and not key.removeprefix("data.").startswith(_OF_TRAINING)
-    ]
+    changed = test_data_changes(first, second)
     return f"the test data may differ, by {', '.join(changed)}" if changed else ""
 
 

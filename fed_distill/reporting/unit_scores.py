@@ -1,7 +1,7 @@
 """``unit_scores.json`` of a run: the headline metric by unit of the common test set for each control and federation, by
-seed. A unit is a query or else a group of examples, see ``Outcome.by_unit``.
+seed. A unit is a query, a block of customers or a group of examples, see ``Outcome.by_unit``.
 
-Studies pair runs by it. It has no texts, but where a group has one example its value may tell the example's class and
+Studies pair runs by it. It has no texts, but where a unit has one example its value may tell the example's class and
 the predicted one. A simulation that reports no scores (``privacy.report_scores``) does not write it.
 """
 

@@ -17,16 +17,21 @@ OF_THE_STUDY = ("name", "seed", "repeats", "controls", "compare")
 the base."""
 COLUMNS = (
     "role", "seed", "data_seed", "fingerprint", "controls", "status", "reason", "score", "accuracy", "macro_f1", "auc",
-    "ndcg@10", "mrr@10", "recall@20", "qini", "covers",
-    "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "worst_tenth", "cold", "cold_above_server", "above_server", "above_server_p", "above_fedavg", "above_fedavg_p",
-    "baseline", "gain", "gain_p", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
-    "series", "seeds", "of",
+    "ndcg@10", "mrr@10", "recall@20", "qini", "covers", "merchant_accuracy", "worst_merchant",
+    "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "worst_tenth", "cold", "cold_above_server",
+    "above_server", "above_server_p", "above_fedavg", "above_fedavg_p", "baseline", "same_test_data", "gain", "gain_p",
+    "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "series", "seeds", "of",
 )  # fmt: skip
 """Columns without a dot in the tables of results, in addition to the axes."""
 
-SHOWN = ("metric", "cells", "AUC", "in AUC", "attack AUC", "sent", "in all", "time")
-"""Further columns of the text table (``table.summary_cells``) whose titles an axis could have."""
+SHOWN = (
+    "metric", "cells", "AUC", "macro-F1", "Qini", "server alone", "above server", "above fedavg", "in AUC",
+    "worst merchant", "worst tenth", "cold start", "cold start above server", "gap closed", "attack AUC", "sent",
+    "in all", "time",
+)  # fmt: skip
+"""Further columns of the text table (``table.summary_cells``) whose titles an axis could have, beside ``GAIN``."""
+GAIN = "gain over "
+"""Beginning of the title of the column of gains; the baseline's label follows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Axis(SweepTable):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if self.name in (*COLUMNS, *SHOWN) or self.name.endswith("_interval"):
+        if self.name in (*COLUMNS, *SHOWN) or self.name.startswith(GAIN) or self.name.endswith("_interval"):
             raise ValueError(f"axis {self.name!r}: the results have a column of this name: choose another name")
         labels = [choice.label for choice in self.choices]
         twice = [label for label in labels if labels.count(label) > 1]

@@ -1,7 +1,7 @@
 """The results of a study as two tables: one row per cell, and one row per combination with means over its seeds.
 
-All values come from the runs' ``summary.json``. Missing values stay missing; a cell that failed or has not run yet has
-a row with its state.
+Scores come from the runs' ``summary.json``, intervals from their ``unit_scores.json`` too. Missing values stay missing;
+a cell that failed or has not run yet has a row with its state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,13 @@ from fed_distill.config.controls import OF_PURCHASES
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import estimate, holm
 from fed_distill.reporting.differences import REFERENCES
+from fed_distill.reporting.run_comparison import test_data_changes
 from fed_distill.reporting.store import read_summary
 from fed_distill.sweeps.cells import Cell
-from fed_distill.sweeps.gains import baselines, gains
+from fed_distill.sweeps.gains import baseline_fingerprints, gain_by_cell
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
-from fed_distill.sweeps.samples import NO_UNITS, OWN, UnitTable, above, gain, gap_of, sample_of
+from fed_distill.sweeps.samples import NO_UNITS, OWN, UnitTable, above, gain_estimate, gap_of, sample_of
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
@@ -58,7 +59,8 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     metric, named in ``run.headline``. ``control.X`` is that of control X with the same seed, ``control_auc.X`` its
     AUC, ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences
     to these controls, ``cold_above_server`` that on cold-start merchants. ``baseline`` is the fingerprint of the
-    baseline's cell that is equal else, ``gain`` and ``gain_auc`` the differences to it. ``gap_closed`` uses those
+    baseline's cell that is otherwise equal, ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data``
+    whether no setting of both changes the test data. ``gap_closed`` uses those
     controls, and is missing where their scores by unit do not show that pooling is worth something. Bytes are
     serialized messages of one merchant: per round down and up, and over all rounds up (``sent_bytes``) and both.
     ``seconds`` is the time of the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and
@@ -78,12 +80,20 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     table = pd.DataFrame(rows)
     absent = [name for name in (*DESCRIBED, *MEASURES, *LARGEST) if name not in table]
     table = table.assign(**dict.fromkeys(absent, None)).astype(dict.fromkeys((*MEASURES, *LARGEST), "float64"))
-    table = table.assign(baseline=baselines(study, table))
-    table = table.assign(gain=gains(table, "score"), gain_auc=gains(table, "auc"))
+    table = table.assign(baseline=baseline_fingerprints(study, table))
+    experiments = {cell.fingerprint: cell.experiment for cell in cells}
+    pairs = zip(table["fingerprint"], table["baseline"], strict=True)
+    table = table.assign(
+        same_test_data=[
+            one is not None and not test_data_changes(experiments[own], experiments[one]) for own, one in pairs
+        ],
+        gain=gain_by_cell(table, "score"),
+        gain_auc=gain_by_cell(table, "auc"),
+    )
     for name, columns in GAPS.items():
         gaps = [gap_of(table.iloc[[at]], *columns, units).value for at in range(len(table))]
         table[name] = pd.Series(gaps, index=table.index, dtype="float64")
-    first = [*_head(study, cells[0], places, None), "baseline", *DESCRIBED, *MEASURES]
+    first = [*_head(study, cells[0], places, None), "baseline", "same_test_data", *DESCRIBED, *MEASURES]
     return table[[*first, *sorted(str(name) for name in table if name not in first)]]
 
 
@@ -241,7 +251,7 @@ def _compared(done: pd.DataFrame, units: UnitTable) -> dict[str, Any]:
     """Return a combination's differences to controls and to the baseline, and its gaps closed."""
     scores = sample_of(done, OWN, units)
     row: dict[str, Any] = {"covers": BETWEEN.join(estimate(scores).covers) if scores is not None else ""}
-    found = [*(above(done, name, units) for name in REFERENCES), gain(done, units)]
+    found = [*(above(done, name, units) for name in REFERENCES), gain_estimate(done, units)]
     for name, one in zip(DIFFERENCES, found, strict=True):
         if one is not None:
             row |= {name: one.value, f"{name}_interval": one.half_width}

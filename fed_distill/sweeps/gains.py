@@ -11,9 +11,9 @@ from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.headline_metric import metric_name
 
 
-def baselines(study: Study, results: pd.DataFrame) -> pd.Series:
+def baseline_fingerprints(study: Study, results: pd.DataFrame) -> pd.Series:
     """Return the fingerprint of each cell's baseline, the cell with the same other labels and seed; missing for the
-    baseline itself and without one."""
+    baseline itself, without one, and where the baseline has another headline metric."""
     found: list[str | None] = [None] * len(results)
     if study.baseline is not None:
         axis, label = study.baseline
@@ -21,12 +21,15 @@ def baselines(study: Study, results: pd.DataFrame) -> pd.Series:
         is_cell = results["role"] == "cell"
         own = is_cell & (results[axis] == label)
         places = list(zip(*keys, strict=True))
-        names = {place: name for place, name, is_own in zip(places, results["fingerprint"], own, strict=True) if is_own}
-        found = [names.get(place) if other else None for place, other in zip(places, is_cell & ~own, strict=True)]
+        rows = list(zip(places, results["fingerprint"], results["run.headline"], own, is_cell & ~own, strict=True))
+        names = {place: (name, metric) for place, name, metric, is_own, _ in rows if is_own}
+        for at, (place, _, metric, _, is_other) in enumerate(rows):
+            name, measured_in = names.get(place, (None, None))
+            found[at] = name if is_other and metric == measured_in else None
     return pd.Series(found, index=results.index, dtype="object")
 
 
-def gains(results: pd.DataFrame, column: str) -> pd.Series:
+def gain_by_cell(results: pd.DataFrame, column: str) -> pd.Series:
     """Return each cell's ``column`` minus that of its ``baseline``; missing without one."""
     known = dict(zip(results["fingerprint"], results[column], strict=True))
     theirs = [math.nan if name is None else known[name] for name in results["baseline"]]

@@ -54,7 +54,9 @@ class Study(SweepTable):
     )
 
     baseline: tuple[str, str] | None = Field(
-        None, description="[axis, label]: the tables show the difference of the axis's other labels to this one"
+        None,
+        description="[axis, label]: the tables show the paired difference of the axis's other labels to this one, with "
+        "an interval and a p-value",
     )
 
     @model_validator(mode="before")

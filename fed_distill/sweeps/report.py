@@ -1,6 +1,7 @@
 """Write the findings of a study: tables, figures and a self-contained HTML page.
 
-The input is the cells' summaries only, so that it can be written at any time, even with unfinished cells.
+The input is the cells' summaries and scores by test unit, so that it can be written at any time, even with unfinished
+cells.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from fed_distill.reporting.glossary import GLOSSARY
 from fed_distill.reporting.page import render_page
 from fed_distill.reporting.spreadsheets import to_csv
 from fed_distill.reporting.store import REPORT
-from fed_distill.reporting.unit_scores import UNIT_SCORES
 from fed_distill.reporting.wording import ROW_NAMES
 from fed_distill.storage.files import write_atomic
 from fed_distill.sweeps import findings
@@ -127,7 +127,7 @@ def _render(
         problems=_problems(cells, results),
         seeds=list(dict.fromkeys(cell.seed for cell in cells)),
         covers=_covers(combinations),
-        unpaired=_unpaired(results, units),
+        without_units=_without_unit_scores(results, units),
         controls=list(wanted.values()),
         controls_shown=len(levels(results, wanted)),
         cells=len(cells),
@@ -149,15 +149,16 @@ def _covers(combinations: pd.DataFrame) -> str:
     return " and ".join(level for level in LEVELS if level in shared)
 
 
-def _unpaired(results: pd.DataFrame, units: UnitTable) -> str:
-    """Say how many finished cells have no scores by unit where others have them; "" if all or none have."""
+def _without_unit_scores(results: pd.DataFrame, units: UnitTable) -> str:
+    """Say how many finished cells have no scores by unit, and what follows; "" if all have."""
     names = results[results["status"] == FINISHED]["fingerprint"]
     lacking = sum(OWN not in units.cells.get(name, {}) for name in names)
-    if lacking in (0, len(names)):
+    if not lacking:
         return ""
     return (
-        f"{lacking:,} of {len(names):,} finished cells have no {UNIT_SCORES}, because an earlier version measured them "
-        "or they keep merchants' scores private: intervals of their rows do not cover the test data."
+        f"{lacking:,} of {len(names):,} finished cells have no scores by test unit (measured by an earlier version, or "
+        "privacy.report_scores = false): intervals of their rows, and of differences to them, do not cover test data, "
+        "and with one seed there are none."
     )
 
 

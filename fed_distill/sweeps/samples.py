@@ -86,12 +86,16 @@ def above(rows: pd.DataFrame, reference: str, units: UnitTable) -> Estimate | No
     return None if ours is None or theirs is None else estimate(difference(ours, theirs))
 
 
-def gain(rows: pd.DataFrame, units: UnitTable) -> Estimate | None:
-    """Estimate the paired difference of the headline score to that of each cell's baseline; None without one."""
+def gain_estimate(rows: pd.DataFrame, units: UnitTable) -> Estimate | None:
+    """Estimate the paired difference of the headline score to that of each cell's baseline; None without one.
+
+    It is paired by test unit only where both were tested on the same data: axes may change those.
+    """
     if rows.empty or rows["gain"].isna().any():
         return None
-    of_baseline = rows.assign(**{"fingerprint": rows["baseline"], OWN: rows[OWN] - rows["gain"]})
-    ours, theirs = _same(sample_of(rows, OWN, units), sample_of(of_baseline, OWN, units))
+    of_baseline = rows.assign(**{"fingerprint": rows["baseline"], OWN: rows[OWN] - rows["gain"]})  # its own score
+    shared = units if rows["same_test_data"].all() else None
+    ours, theirs = _same(sample_of(rows, OWN, shared), sample_of(of_baseline, OWN, shared))
     return None if ours is None or theirs is None else estimate(difference(ours, theirs))
 
 

@@ -9,6 +9,7 @@ from fed_distill.config import CONTROLS
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.headline import probability
 from fed_distill.reporting.wording import ROW_NAMES, UNKNOWN, duration, number, percent, signed, size
+from fed_distill.sweeps.axes import GAIN
 from fed_distill.sweeps.collect import WHITE_BOX
 from fed_distill.sweeps.control_groups import ControlGroup, control_groups
 from fed_distill.sweeps.curves import Row, epsilon_of, levels
@@ -31,7 +32,7 @@ def summary_cells(
     header = [*axes, "metric", "cells", "ε", "δ", metric_name(combinations), "AUC"]
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
-    header += [f"gain over {study.baseline[1] if study.baseline else ''}", "p (gain)", "in AUC"]
+    header += [f"{GAIN}{study.baseline[1] if study.baseline else ''}", "p (gain)", "in AUC"]
     header += ["worst merchant", "worst tenth"]
     header += ["cold start", "cold start above server"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]

@@ -58,10 +58,11 @@ STUDY_PAGE = """{% extends "page" %}
 
 <section id="numbers">
   <h2>All numbers</h2>
-  <p>Means over the seeds; ± is the half-width of the 95 % interval{% if covers %}, that of the headline metric over {{ covers }}, of others over seeds{% endif %}. Differences are paired, and their p-values have Holm's correction over the rows that are compared with the same control{% if study.baseline %} or baseline{% endif %}. ε and δ are the largest that any seed has spent.{% if study.baseline %} A gain is a difference to {{ study.baseline[0] }} “{{ study.baseline[1] }}” with all else equal.{% endif %}{% if unpaired %} {{ unpaired }}{% endif %}</p>
+  <p>Means over the seeds; ± is the half-width of the 95 % interval{% if covers %}, that of the headline metric over {{ covers }}, of others over seeds{% endif %}. Differences are paired, and their p-values have Holm's correction over the rows of their column. ε and δ are the largest that any seed has spent.{% if study.baseline %} A gain is a difference to {{ study.baseline[0] }} “{{ study.baseline[1] }}” with all else equal.{% endif %}{% if without_units %} {{ without_units }}{% endif %}</p>
   {{ numbers("Table of results", table, study.axes | length, range(1, controls_shown + 1)) }}
   {% if gains %}
   <h3>What each {{ study.baseline[0] }} adds to “{{ study.baseline[1] }}”</h3>
+  <p>± of a line is as above, that of the mean is over the lines. These intervals are not corrected for the number of lines.</p>
   {{ numbers("Table of gains", gains, study.axes | length - 1, range(gains | length - 2, gains | length)) }}
   {% endif %}
 </section>

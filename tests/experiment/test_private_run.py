@@ -11,6 +11,7 @@ from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.data import load
 from fed_distill.errors import BudgetExceeded, ConfigError
 from fed_distill.evaluation.metrics import SCORES
+from fed_distill.experiment import run
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.unit_scores import UNIT_SCORES
 
@@ -60,16 +61,21 @@ def test_the_summary_tells_what_each_federation_cost(tiny_experiment, simulate, 
     ]
     assert max(spent) == pytest.approx(summary["privacy"]["epsilon"])
     assert (folder / UNIT_SCORES).exists()
-
-
-def test_without_reported_scores_a_run_keeps_no_scores_of_single_test_examples(tiny_experiment, simulate, tmp_path):
-    changes = {**PRIVATE, "privacy.report_scores": False, "federation.rounds": 1, "controls": [], "name": "kept"}
-    folder, _ = simulate(tiny_experiment(tmp_path, changes))
-    assert not (folder / UNIT_SCORES).exists()
-    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["student"]["ndcg@10"] is not None
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "any one example of a merchant" in report
     assert "How it is protected" in report
+
+
+def test_without_reported_scores_a_simulation_writes_no_scores_by_test_unit(
+    tiny_experiment, simulate, tmp_path, monkeypatch
+):
+    changes = {**PRIVATE, "privacy.report_scores": False, "federation.rounds": 1, "controls": [], "name": "kept"}
+    folder, _ = simulate(tiny_experiment(tmp_path, changes))
+    assert not (folder / UNIT_SCORES).exists()
+    monkeypatch.setattr(run, "is_simulated", lambda grid: False)
+    folder, _ = simulate(tiny_experiment(tmp_path, {**changes, "name": "deployed"}))
+    assert (folder / UNIT_SCORES).exists(), "the test set of a deployment is the server's own"
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["student"]["ndcg@10"] is not None
 
 
 def test_a_run_with_too_little_noise_for_any_promise_ends_and_says_so(tiny_experiment, simulate, tmp_path):

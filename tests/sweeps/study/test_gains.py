@@ -9,7 +9,7 @@ from scipy.stats import t as student_t
 
 from fed_distill.sweeps.cells import expand
 from fed_distill.sweeps.collect import combinations_table, results_table
-from fed_distill.sweeps.gains import baselines, gains, gains_cells
+from fed_distill.sweeps.gains import baseline_fingerprints, gain_by_cell, gains_cells
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.table import summary_cells
@@ -28,11 +28,12 @@ def cells_of(scores):
     """A results table (domain, adaptation, seed) -> score, beside a control."""
     rows = [("cell", *key, "-".join(map(str, key)), score, score + 0.1) for key, score in scores.items()]
     rows.append(("controls", None, None, 0, "controls", 0.5, 0.6))
-    return pd.DataFrame(rows, columns=["role", "domain", "adaptation", "seed", "fingerprint", "score", "auc"])
+    columns = ["role", "domain", "adaptation", "seed", "fingerprint", "score", "auc"]
+    return pd.DataFrame(rows, columns=columns).assign(**{"run.headline": "macro_f1"})
 
 
 def gains_of(study, table):
-    return gains(table.assign(baseline=baselines(study, table)), "score")
+    return gain_by_cell(table.assign(baseline=baseline_fingerprints(study, table)), "score")
 
 
 @pytest.fixture
@@ -63,6 +64,12 @@ def test_without_the_baselines_cell_or_a_baseline_nothing_is_said(study):
     lacking = gains_of(study, table)[(table["domain"] == "1") & (table["seed"] == 1)]
     assert lacking.isna().all() and len(lacking) == 2
     assert gains_of(study.model_copy(update={"baseline": None}), table).isna().all()
+
+
+def test_scores_of_two_metrics_have_no_difference(study):
+    table = cells_of(SCORES)
+    table.loc[table["adaptation"] == "0", "run.headline"] = "ndcg@10"
+    assert gains_of(study, table).isna().all()
 
 
 def test_the_table_of_gains_has_a_mean_with_its_interval_over_the_lines_and_the_worst(study):

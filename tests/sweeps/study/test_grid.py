@@ -137,6 +137,16 @@ def change(tables, place, value):
         (["axis", 2], {"key": "a.b", "values": [1, 1.0]}, "axis 'b': two values have the label '1'"),
         (["axis", 2], {"name": "n", "values": [{"a.b": 1}]}, "axis 'n': a table among the values requires a label"),
         (["axis", 2], {"key": "seed", "values": [1]}, "axis 'seed': the results have a column of this name"),
+        (
+            ["axis", 2],
+            {"name": "worst tenth", "key": "federation.rounds", "values": [1]},
+            "axis 'worst tenth': the results have a column of this name",
+        ),
+        (
+            ["axis", 2],
+            {"name": "gain over fedmd", "key": "federation.rounds", "values": [1]},
+            "axis 'gain over fedmd': the results have a column of this name",
+        ),
         (["axis", 2], {"name": "cells", "key": "a.b", "values": [1]}, "axis 'cells': the results have a column"),
         (["axis", 2], {"key": "seed", "name": "s", "values": [1]}, "axis 's': seed cannot be varied"),
         (["axis", 2], {"key": "a.b", "name": "auc_interval", "values": [1]}, "axis 'auc_interval': the results have a"),

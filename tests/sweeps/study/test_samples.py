@@ -166,6 +166,22 @@ def test_a_gain_is_paired_with_the_baselines_cell_unit_by_unit(measured):
     assert table.loc["fedmd", ["gain", "gain_interval", "gain_p"]].isna().all()
 
 
+def test_a_baseline_on_other_test_data_is_not_paired_unit_by_unit(measured, write_cells, tmp_path):
+    study, cells, places, scores = measured
+    units = UnitTable.read(cells, places, study.base.controls)
+    results = results_table(study, cells, places, units)
+    assert results["same_test_data"].tolist() == [bool(isinstance(one, str)) for one in results["baseline"]]
+    others = combinations_table(study, results.assign(same_test_data=False), units).set_index("method")
+    assert others.loc["feddf", "gain"] == pytest.approx(np.mean(scores["feddf"] - scores["fedmd"]), abs=1e-6)
+    assert others[["gain_interval", "gain_p"]].isna().all(axis=None)
+    split = {"name": "split", "key": "data.seed", "values": [1, 2]}
+    moved = study_of(seeds=1, axis=[split], baseline=["split", "1"], base=study.base.model_dump(mode="json"))
+    elsewhere = Places(tmp_path / "moved")
+    write_cells(expand(moved), elsewhere)
+    found = results_table(moved, expand(moved), elsewhere).set_index("split")
+    assert isinstance(found.loc["2", "baseline"], str) and not found.loc["2", "same_test_data"]
+
+
 def test_cells_without_scores_by_unit_are_counted_on_the_page(measured):
     study, cells, places, _ = measured
 
@@ -174,10 +190,11 @@ def test_cells_without_scores_by_unit_are_counted_on_the_page(measured):
 
     assert "finished cells have no" not in page()
     (places.run(cells[-1].fingerprint) / UNIT_SCORES).unlink()
-    assert f"1 of {len(cells)} finished cells have no {UNIT_SCORES}" in page()
+    assert f"1 of {len(cells)} finished cells have no scores by test unit" in page()
     for cell in cells[:-1]:
         (places.run(cell.fingerprint) / UNIT_SCORES).unlink()
-    assert "finished cells have no" not in page() and "over test data" not in page()
+    assert f"{len(cells)} of {len(cells)} finished cells have no" in page()
+    assert "headline metric over" not in page()
 
 
 def test_the_table_shows_what_the_teacher_adds_with_a_minus(measured):
