@@ -18,6 +18,7 @@ STUDIES = [
         "privacy_accuracy",
         "privacy_marketplace",
         "privacy_audit",
+        "label_worth",
         "methods",
         "carry_over",
         "catalogue",
