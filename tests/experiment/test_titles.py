@@ -8,6 +8,7 @@ import pytest
 from fed_distill.audit.finished_run import audit_run
 from fed_distill.errors import CheckpointError
 from fed_distill.reporting.callbacks import Callback
+from fed_distill.storage.versions import CHECKPOINT_LAYOUT
 
 TITLES = ("..", "personal", "personal of ..", "server.two-tower", "ä" * 99)
 CHANGES = {
@@ -91,7 +92,7 @@ def test_a_run_of_the_layout_before_is_neither_resumed_nor_audited(whole, tiny_e
     before.write_bytes(b"")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     for use in (lambda: simulate(experiment), lambda: audit_run(folder, Callback())):
-        with pytest.raises(CheckpointError, match=r"LAYOUT does not say 3: .* another version of fed-distill.* --name"):
+        with pytest.raises(CheckpointError, match=rf"LAYOUT does not say {CHECKPOINT_LAYOUT}: .* version .* --name"):
             use()
     assert (folder / "metrics.jsonl").read_text(encoding="utf-8") == lines
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["name"] == experiment.name

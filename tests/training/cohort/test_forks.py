@@ -230,11 +230,11 @@ def test_processes_share_a_memory_limit_of_their_parent():
 
 
 ORPHANS = """
-import multiprocessing, sys, time, torch
+import os, time, torch
 from fed_distill.training.cohort.forks import side_by_side
 
 def work(number, on_steps):
-    print(multiprocessing.current_process().pid, flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # in one piece: print may mix the lines of two processes
     time.sleep(600)
 
 for _ in side_by_side(work, 2, 2, lambda count: None):
@@ -244,8 +244,10 @@ for _ in side_by_side(work, 2, 2, lambda count: None):
 
 def test_processes_end_with_a_parent_that_is_killed():
     with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as parent:
-        children = [int(parent.stdout.readline()) for _ in range(2)]
-        parent.kill()
+        try:
+            children = [int(parent.stdout.readline()) for _ in range(2)]
+        finally:
+            parent.kill()
     while any(map(_runs, children)):  # the limit is that of every test
         time.sleep(0.05)
     assert parent.returncode == -signal.SIGKILL
