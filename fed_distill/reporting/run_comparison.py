@@ -75,7 +75,7 @@ def compare_runs(ours: Path, theirs: Path) -> RunComparison:
     return RunComparison(_different(*experiments), scores, unpaired)
 
 
-def test_data_changes(ours: Experiment, theirs: Experiment) -> list[str]:
+def changes_of_test_data(ours: Experiment, theirs: Experiment) -> list[str]:
     """Return the settings that differ and may change test data; empty if both have the same."""
     return [
         key
@@ -103,7 +103,7 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _why_unpaired(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: Experiment, second: Experiment) -> str:
     if ours["seeds"] != theirs["seeds"]:
         return f"the training seeds differ: {ours['seeds']} and {theirs['seeds']}"
-    changed = test_data_changes(first, second)
+    changed = changes_of_test_data(first, second)
     return f"the test data may differ, by {', '.join(changed)}" if changed else ""
 
 

@@ -14,7 +14,7 @@ from fed_distill.config.controls import OF_PURCHASES
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import estimate, holm
 from fed_distill.reporting.differences import REFERENCES
-from fed_distill.reporting.run_comparison import test_data_changes
+from fed_distill.reporting.run_comparison import changes_of_test_data
 from fed_distill.reporting.store import read_summary
 from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.gains import baseline_fingerprints, gain_by_cell
@@ -60,11 +60,10 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     AUC, ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences
     to these controls, ``cold_above_server`` that on cold-start merchants. ``baseline`` is the fingerprint of the
     baseline's cell that is otherwise equal, ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data``
-    whether no setting of both changes the test data. ``gap_closed`` uses those
-    controls, and is missing where their scores by unit do not show that pooling is worth something. Bytes are
-    serialized messages of one merchant: per round down and up, and over all rounds up (``sent_bytes``) and both.
-    ``seconds`` is the time of the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and
-    ``audit.*`` are the summary's, flattened.
+    whether both have the same test data by their settings. ``gap_closed`` uses the controls, and is missing where their
+    scores by unit do not show that pooling is worth something. Bytes are serialized messages of one merchant: per
+    round down and up, and over all rounds up (``sent_bytes``) and both. ``seconds`` is the time of the federation
+    and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's, flattened.
 
     :raises CheckpointError: a summary is damaged or of another experiment (``Places.check``)
     """
@@ -85,7 +84,7 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     pairs = zip(table["fingerprint"], table["baseline"], strict=True)
     table = table.assign(
         same_test_data=[
-            one is not None and not test_data_changes(experiments[own], experiments[one]) for own, one in pairs
+            one is not None and not changes_of_test_data(experiments[own], experiments[one]) for own, one in pairs
         ],
         gain=gain_by_cell(table, "score"),
         gain_auc=gain_by_cell(table, "auc"),
