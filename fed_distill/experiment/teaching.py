@@ -25,7 +25,13 @@ from fed_distill.distill.coverage import covered
 from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
 from fed_distill.distill.features import features, sentence_embeddings
 from fed_distill.distill.soft_labels import soft_labels
-from fed_distill.distill.teacher import cached_teacher, is_fine_tuned, teacher_fingerprint, teacher_folder
+from fed_distill.distill.teacher import (
+    cached_teacher,
+    is_fine_tuned,
+    teacher_fingerprint,
+    teacher_folder,
+    tuning_file,
+)
 from fed_distill.distill.transfer import FEATURES, GRADED, DistillationTarget, lone, partners
 from fed_distill.evaluation.campaigns import qini_of, trial_of
 from fed_distill.evaluation.metrics import Metrics, classification, ranking
@@ -231,10 +237,11 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
             made_of = kind, data.task, own, own_valid, domain_texts(data, data.proxy), experiment.data.seed + added
             if not is_fine_tuned(kind):
                 callbacks.on_message(f"teacher {kind.model}{which}: used without fine-tuning")
-            elif teacher_folder(cache, teacher_fingerprint(*made_of)).exists():
+            elif teacher_folder(cache, own_name := teacher_fingerprint(*made_of)).exists():
                 callbacks.on_message(f"teacher {kind.model}{which}: loaded from {cache}")
             else:
-                callbacks.on_stage(f"teacher {kind.model}{which}: fine-tuning", None)
+                continued = " (continued)" if tuning_file(cache, own_name).exists() else ""
+                callbacks.on_stage(f"teacher {kind.model}{which}: fine-tuning{continued}", None)
             tuned, name = cached_teacher(
                 cache,
                 *made_of,
