@@ -213,9 +213,10 @@ class LabelsConfig(ConfigTable):
     second_stage: Annotated[int, Field(ge=2)] | None = Field(
         None, description="with stages = 2: round of the second half; none: the middle of the federation"
     )
-    prior_temperature: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
+    label_temperature: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
         1.0,
-        description="temperature of the student's predictions that are the prior: above 1 if it is too sure",
+        description="temperature at which the student's predictions are probabilities of labels, as prior and, with "
+        'targets = "posterior", in the loss: above 1 if it is too sure',
     )
     targets: Literal["posterior", "labels"] = Field(
         "posterior",

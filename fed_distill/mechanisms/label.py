@@ -14,7 +14,8 @@ with two stages; the paper's first stage has a uniform prior). The halves are di
 Both papers train on what was released. Here the targets of a round are the probabilities of the true label given the
 released one, with the predictions of the round's received student as prior: one step of expectation maximization for
 the channel's likelihood (Dempster, Laird and Rubin 1977), of which forward correction is the gradient (Patrini et al.,
-CVPR 2017, theorem 2).
+CVPR 2017, theorem 2). Students are too sure (Guo et al., ICML 2017), and then learn nothing of labels that they predict
+wrongly; ``privacy.label_temperature`` flattens predictions, as prior and in the loss (``training.uncertain_labels``).
 
 Examples with equal texts have one label, their most frequent one, and one draw: with a draw for each copy, a label that
 a merchant has n times would cost n times epsilon.

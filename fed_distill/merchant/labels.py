@@ -74,13 +74,14 @@ class RandomizedLabels:
             references={name: values[place] for name, values in learner.references.items()},
             labels=torch.cat(labels)[order],
             label_probabilities=torch.cat(targets)[order] if self.mechanism.trains_on_posterior else None,
+            label_temperature=self.mechanism.settings.label_temperature,
         )
 
     def _prior(self, learner: Learner, rows: Tensor) -> Tensor:
-        """Return what the round's received student predicts for ``rows``, ``[rows, classes]``."""
+        """Return the predictions of the round's received student at the label temperature, ``[rows, classes]``."""
         learner.student.load_state_dict(dict(learner.weights))
         texts = {name: values[rows] for name, values in learner.private.items()}
-        return predict(learner.student, texts, temperature=self.mechanism.settings.prior_temperature)
+        return predict(learner.student, texts, temperature=self.mechanism.settings.label_temperature)
 
     def _draw(
         self,

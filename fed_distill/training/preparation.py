@@ -153,7 +153,7 @@ def prepare(learner: Learner, plan: Plan, config: TrainerConfig) -> Prepared:
             raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
     phases = tuple(_with_smoothing(phase, config.label_smoothing) for phase in plan.phases)
     if learner.label_probabilities is not None:
-        phases = tuple(_with_uncertain_labels(phase) for phase in phases)
+        phases = tuple(_with_uncertain_labels(phase, learner.label_temperature) for phase in phases)
     partial = config.submodel and not any(phase.corrected for phase in plan.phases)
     return Prepared(learner, phases, config.batch_size, partial)
 
@@ -164,8 +164,8 @@ def _with_smoothing(phase: Phase, smoothing: float) -> Phase:
     return replace(phase, objective=smoothed(phase.objective, smoothing))
 
 
-def _with_uncertain_labels(phase: Phase) -> Phase:
-    return phase if phase.data != "private" else replace(phase, objective=expected(phase.objective))
+def _with_uncertain_labels(phase: Phase, temperature: float) -> Phase:
+    return phase if phase.data != "private" else replace(phase, objective=expected(phase.objective, temperature))
 
 
 def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segment:

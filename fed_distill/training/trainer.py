@@ -33,6 +33,7 @@ class Learner:
     references: what it has predicted on its private examples for the plan's phases, ``[examples, ...]``.
     unlabeled_references: the same on its unlabeled examples. label_probabilities: where ``labels`` are uncertain, the
     probabilities of the true ones ``[examples, classes]``, by which the loss of private phases is averaged.
+    label_temperature: temperature of the predictions in that loss.
     correction: what corrected phases add to every gradient, by weight; weights that are not in it are not corrected.
     """
 
@@ -50,6 +51,7 @@ class Learner:
     unlabeled: Encoded = field(default_factory=dict)
     unlabeled_references: References = field(default_factory=dict)
     label_probabilities: Tensor | None = None
+    label_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.groups is not None and not _numbers_all(self.groups, len(self.labels)):

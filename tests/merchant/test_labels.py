@@ -111,13 +111,15 @@ def test_targets_are_the_posterior_under_the_received_student(world, protected, 
         np.testing.assert_allclose(made.label_probabilities[row].numpy(), joint / joint.sum(), rtol=1e-4)
 
 
-def test_a_temperature_evens_out_the_prior(world, protected, seen, tmp_path):
+def test_a_temperature_evens_out_the_prior_and_the_predictions_in_the_loss(world, protected, seen, tmp_path):
     merchant, largest = world.names[0], {}
     for temperature in (0.05, 1.0, 1e6):
         changes = {"privacy.ledger": str(tmp_path / f"{temperature}")}
-        site = protected(**changes, **{"privacy.prior_temperature": temperature})
+        site = protected(**changes, **{"privacy.label_temperature": temperature})
         answers(site, request(world, merchant), world.down())
-        largest[temperature] = seen["fedavg-kd", merchant, 1].label_probabilities.max(dim=1).values.mean().item()
+        made = seen["fedavg-kd", merchant, 1]
+        largest[temperature] = made.label_probabilities.max(dim=1).values.mean().item()
+        assert made.label_temperature == temperature  # of the predictions in the loss too
     assert largest[0.05] > largest[1.0] > largest[1e6]
     assert largest[1e6] <= math.e / (math.e + 1)
 
@@ -126,7 +128,7 @@ def test_a_task_without_gains_has_randomized_response_with_a_prior(world, protec
     """Unlikely classes have no output of their own (-1), and of a sure prior nothing is asked."""
     merchant = world.names[0]
     data = replace(world.data, task=replace(world.data.task, gains=None))
-    site = protected(data=data, **{"privacy.prior_temperature": 0.2})
+    site = protected(data=data, **{"privacy.label_temperature": 0.2})
     answers(site, request(world, merchant), world.down())
     (stored,) = site.protection.experiment.privacy.ledger.rglob("*.safetensors")
     outputs = load_file(stored)["outputs"]
