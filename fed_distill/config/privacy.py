@@ -213,10 +213,15 @@ class LabelsConfig(ConfigTable):
     second_stage: Annotated[int, Field(ge=2)] | None = Field(
         None, description="with stages = 2: round of the second half; none: the middle of the federation"
     )
-    label_temperature: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
+    prior_temperature: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
         1.0,
-        description="temperature at which the student's predictions are probabilities of labels, as prior and, with "
-        'targets = "posterior", in the loss: above 1 if it is too sure',
+        description="temperature of the student's predictions that are the prior of the draw: above 1 if it is too "
+        "sure",
+    )
+    label_temperature: Annotated[float, Field(ge=0.01, le=1e6)] | None = Field(
+        None,
+        description="with targets = posterior: temperature of the student's predictions in targets and loss; the "
+        "higher, the more it learns of labels of which it was sure; none: 8 / epsilon, and 1 at least",
     )
     targets: Literal["posterior", "labels"] = Field(
         "posterior",

@@ -15,7 +15,8 @@ Both papers train on what was released. Here the targets of a round are the prob
 released one, with the predictions of the round's received student as prior: one step of expectation maximization for
 the channel's likelihood (Dempster, Laird and Rubin 1977), of which forward correction is the gradient (Patrini et al.,
 CVPR 2017, theorem 2). Students are too sure (Guo et al., ICML 2017), and then learn nothing of labels that they predict
-wrongly; ``privacy.label_temperature`` flattens predictions, as prior and in the loss (``training.uncertain_labels``).
+wrongly; ``privacy.label_temperature`` flattens predictions in the targets and in the loss with them
+(``training.uncertain_labels``). The draw has the prior as it is, or at ``privacy.prior_temperature``.
 
 Examples with equal texts have one label, their most frequent one, and one draw: with a draw for each copy, a label that
 a merchant has n times would cost n times epsilon.
@@ -43,6 +44,9 @@ from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.transport.messages import Kinds
 
+MOST_SHIFT = 8.0
+"""Change of a student's log-odds that a released label asks for at most, by default; chosen on validation products of
+PriceRunner."""
 _COMPUTED = "computed from randomized labels and public texts"
 
 
@@ -182,6 +186,15 @@ class ByLabel(Protecting):
         digest = hashlib.sha256(Keystream(own, *place, "digest").uniform(4).numpy().tobytes()).hexdigest()
         drawn = randomized(labels, outputs, spend.epsilon, Keystream(own, *place, "noise"))
         return Draw(digest, outputs, drawn)
+
+    def label_temperature(self, epsilon: float) -> float:
+        """Return the temperature of predictions in targets and their loss.
+
+        A released label changes the log-odds of two classes at this temperature by epsilon at most, those of the
+        student by epsilon times the temperature. By default that is ``MOST_SHIFT``.
+        """
+        chosen = self.settings.label_temperature
+        return max(1.0, MOST_SHIFT / epsilon) if chosen is None else chosen
 
     @property
     def trains_on_posterior(self) -> bool:

@@ -56,16 +56,18 @@ class RandomizedLabels:
         """
         epsilon = self.protection.experiment.promise.epsilon
         assert epsilon is not None
+        temperature = self.mechanism.label_temperature(epsilon)
         rounds = self.protection.experiment.arms()[task.request.arm].rounds
         rows, labels, targets = [], [], []
         for part, own in self.mechanism.due(examples, task.down.round, rounds):
             first, of, true = self.mechanism.distinct(examples.take(own.numpy()), learner.labels[own])
             distinct, of_row = own[torch.from_numpy(first)], torch.from_numpy(of)
-            prior = self._prior(learner, distinct)
+            prior = self._predicted(learner, distinct, self.mechanism.settings.prior_temperature)
             draw = self._draw(learner.name, examples, distinct, true, prior, task.request, LabelSpend(epsilon, part))
+            predicted = self._predicted(learner, distinct, temperature)
             rows.append(own)
             labels.append(draw.labels[of_row])
-            targets.append(self.mechanism.targets(draw, prior, epsilon)[of_row])
+            targets.append(self.mechanism.targets(draw, predicted, epsilon)[of_row])
         order = torch.argsort(torch.cat(rows))
         place = torch.cat(rows)[order]
         return replace(
@@ -74,14 +76,14 @@ class RandomizedLabels:
             references={name: values[place] for name, values in learner.references.items()},
             labels=torch.cat(labels)[order],
             label_probabilities=torch.cat(targets)[order] if self.mechanism.trains_on_posterior else None,
-            label_temperature=self.mechanism.settings.label_temperature,
+            label_temperature=temperature,
         )
 
-    def _prior(self, learner: Learner, rows: Tensor) -> Tensor:
-        """Return the predictions of the round's received student at the label temperature, ``[rows, classes]``."""
+    def _predicted(self, learner: Learner, rows: Tensor, temperature: float) -> Tensor:
+        """Return the probabilities that the round's received student predicts for ``rows``, ``[rows, classes]``."""
         learner.student.load_state_dict(dict(learner.weights))
         texts = {name: values[rows] for name, values in learner.private.items()}
-        return predict(learner.student, texts, temperature=self.mechanism.settings.label_temperature)
+        return predict(learner.student, texts, temperature=temperature)
 
     def _draw(
         self,

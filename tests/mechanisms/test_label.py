@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_distill.config import Experiment
+from fed_distill.config import Experiment, LabelsConfig
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.mechanisms.label import ByLabel
@@ -200,3 +200,9 @@ def test_an_impossible_cost_is_refused(wrong):
 def test_a_charge_for_labels_has_no_noise():
     with pytest.raises(ValueError, match="no other spends, and delta 0"):
         charge("a", spends=(Spend(1.0, 1.0, 1),))
+
+
+@pytest.mark.parametrize(("epsilon", "temperature"), [(0.5, 16.0), (1.0, 8.0), (4.0, 2.0), (8.0, 1.0), (20.0, 1.0)])
+def test_by_default_a_label_asks_for_the_same_change_at_every_epsilon(epsilon, temperature):
+    assert ByLabel("label").label_temperature(epsilon) == temperature
+    assert ByLabel("label", LabelsConfig(label_temperature=3.0)).label_temperature(epsilon) == 3.0

@@ -102,7 +102,8 @@ def test_targets_are_the_posterior_under_the_received_student(world, protected, 
     (stored,) = site.protection.experiment.privacy.ledger.rglob("*.safetensors")
     outputs, made = load_file(stored)["outputs"], seen["fedavg-kd", merchant, 2]
     made.student.load_state_dict(dict(made.weights))
-    prior = predict(made.student, made.private)
+    assert made.label_temperature == 8.0
+    prior = predict(made.student, made.private, temperature=8.0)
     assert gains is not None and len(outputs) == len(prior)  # no equal texts
     for row in range(len(prior)):
         assert len(set(outputs[row].tolist())) == 2  # at epsilon 1, whatever the prior
@@ -111,24 +112,37 @@ def test_targets_are_the_posterior_under_the_received_student(world, protected, 
         np.testing.assert_allclose(made.label_probabilities[row].numpy(), joint / joint.sum(), rtol=1e-4)
 
 
-def test_a_temperature_evens_out_the_prior_and_the_predictions_in_the_loss(world, protected, seen, tmp_path):
-    merchant, largest = world.names[0], {}
-    for temperature in (0.05, 1.0, 1e6):
-        changes = {"privacy.ledger": str(tmp_path / f"{temperature}")}
-        site = protected(**changes, **{"privacy.label_temperature": temperature})
+def test_a_temperature_evens_out_predictions_in_targets_and_loss_and_another_one_the_prior(
+    world, protected, seen, tmp_path
+):
+    merchant, largest, drawn = world.names[0], {}, {}
+    for key, temperature in (
+        ("label", 0.05),
+        ("label", 1.0),
+        ("label", 1e6),
+        ("prior", 0.05),
+        ("prior", 1.0),
+        ("prior", 1e6),
+    ):
+        ledger = tmp_path / f"{key} {temperature}"
+        site = protected(**{"privacy.ledger": str(ledger), f"privacy.{key}_temperature": temperature})
         answers(site, request(world, merchant), world.down())
         made = seen["fedavg-kd", merchant, 1]
-        largest[temperature] = made.label_probabilities.max(dim=1).values.mean().item()
-        assert made.label_temperature == temperature  # of the predictions in the loss too
-    assert largest[0.05] > largest[1.0] > largest[1e6]
-    assert largest[1e6] <= math.e / (math.e + 1)
+        largest[key, temperature] = made.label_probabilities.max(dim=1).values.mean().item()
+        (stored,) = ledger.rglob("*.safetensors")
+        drawn[key, temperature] = load_file(stored)["outputs"]
+        assert made.label_temperature == (temperature if key == "label" else 8.0)
+    assert largest["label", 0.05] > largest["label", 1.0] > largest["label", 1e6]
+    assert largest["label", 1e6] <= math.e / (math.e + 1)
+    assert all(torch.equal(drawn["label", one], drawn["prior", 1.0]) for one in (0.05, 1.0, 1e6))
+    assert not torch.equal(drawn["prior", 0.05], drawn["prior", 1e6])
 
 
 def test_a_task_without_gains_has_randomized_response_with_a_prior(world, protected, seen):
     """Unlikely classes have no output of their own (-1), and of a sure prior nothing is asked."""
     merchant = world.names[0]
     data = replace(world.data, task=replace(world.data.task, gains=None))
-    site = protected(data=data, **{"privacy.label_temperature": 0.2})
+    site = protected(data=data, **{"privacy.prior_temperature": 0.2})
     answers(site, request(world, merchant), world.down())
     (stored,) = site.protection.experiment.privacy.ledger.rglob("*.safetensors")
     outputs = load_file(stored)["outputs"]
