@@ -220,8 +220,9 @@ class LabelsConfig(ConfigTable):
     )
     label_temperature: Annotated[float, Field(ge=0.01, le=1e6)] | None = Field(
         None,
-        description="with targets = posterior: temperature of the student's predictions in targets and loss; the "
-        "higher, the more it learns of labels of which it was sure; none: 8 / epsilon, and 1 at least",
+        description="temperature of the student's predictions in posterior targets and in the loss with them: the "
+        "higher, the more it learns of labels of which it was sure; none: 8 / epsilon, and 1 at least. It is 1 for "
+        "methods with more in the loss of private examples than a cross-entropy, such as fml",
     )
     targets: Literal["posterior", "labels"] = Field(
         "posterior",

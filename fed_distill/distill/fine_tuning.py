@@ -149,12 +149,13 @@ class _Done:
 
 
 class TuningCheckpoint:
-    """The file from which an interrupted fine-tuning continues, to the same weights as without the interruption.
+    """The file from which an interrupted fine-tuning continues, on the same machine to the same weights as without the
+    interruption.
 
-    It has the weights, the best weights, the optimizer's state and that of the random generators; the order of
+    It has the weights, the best weights, the optimizer's state and that of torch's generator on the CPU; the order of
     batches follows from the seed. It is written between two steps, once in ``STORE_EVERY`` seconds at most, and less
     often where writing would take more than ``WRITING_SHARE`` of the time. A file that cannot be read is reported in
-    the log, and the fine-tuning starts again.
+    the log, and the fine-tuning starts again; after a failed write, it goes on without the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -173,23 +174,29 @@ class TuningCheckpoint:
         return self._stored is not None
 
     def restore(self, teacher: TextModel, optimizer: torch.optim.Optimizer) -> _Done:
-        """Load what was stored into ``teacher``, ``optimizer`` and torch's global generators; does nothing if nothing
-        was."""
+        """Load what was stored, if anything was, into ``teacher``, ``optimizer`` and torch's global generator.
+
+        :raises CheckpointError: the file is intact, and of another teacher
+        """
         if self._stored is None:
             return _Done()
         (tensors, values), self._stored = self._stored, None
-        teacher.load_state_dict(_part(tensors, "weights"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "optimizer").items():
-            number, entry = name.split(".", 1)
-            state.setdefault(int(number), {})[entry] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["generator"])
-        torch.cuda.set_rng_state_all(_part(tensors, "generators").values())
-        return _Done(values["steps"], values["history"], values["best"], _part(tensors, "best"), values["losses"])
+        try:
+            teacher.load_state_dict(_part(tensors, "weights"))
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _part(tensors, "optimizer").items():
+                number, entry = name.split(".", 1)
+                state.setdefault(int(number), {})[entry] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            torch.set_rng_state(tensors["generator"])
+            return _Done(values["steps"], values["history"], values["best"], _part(tensors, "best"), values["losses"])
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{self._path} is of another teacher: delete it to train from the beginning"
+            ) from error
 
     def write_if_due(self, teacher: TextModel, optimizer: torch.optim.Optimizer, done: _Done) -> None:
-        """Write the file, unless the last time was not long ago; CheckpointError if the disk is full."""
+        """Write the file, unless the last time was not long ago. A failure is logged, and is the last attempt."""
         since = perf_counter()
         if since - self._last < self._wait:
             return
@@ -199,10 +206,14 @@ class TuningCheckpoint:
             **{f"best.{name}": value for name, value in done.best_weights.items()},
             **{f"optimizer.{number}.{entry}": value for number, entries in state for entry, value in entries.items()},
             "generator": torch.get_rng_state(),
-            **{f"generators.{device}": value for device, value in enumerate(torch.cuda.get_rng_state_all())},
         }
         values = {"steps": done.steps, "history": done.history, "best": done.best, "losses": done.losses}
-        write_checkpoint(self._path, tensors, values)
+        try:
+            write_checkpoint(self._path, tensors, values)
+        except (CheckpointError, TrainingError, OSError) as error:
+            logger.warning("if this fine-tuning is interrupted, it will not be continued from here: %s", error)
+            self._wait = math.inf
+            return
         self._last = perf_counter()
         self._wait = max(STORE_EVERY, (self._last - since) / WRITING_SHARE)
 

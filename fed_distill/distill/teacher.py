@@ -121,7 +121,9 @@ def cached_teacher(
     folder = teacher_folder(cache_dir, name)
     if folder.exists():
         try:
-            return _load(folder), name
+            found = _load(folder)
+            tuning_file(cache_dir, name).unlink(missing_ok=True)  # of a process that was killed when it had finished
+            return found, name
         except (ModelError, CheckpointError, KeyError, TypeError) as error:
             logger.warning("the stored teacher in %s cannot be used and will be trained again: %s", folder, error)
     folder.parent.mkdir(parents=True, exist_ok=True)  # fail before the training, which may take hours

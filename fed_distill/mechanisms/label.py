@@ -44,9 +44,9 @@ from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.transport.messages import Kinds
 
-MOST_SHIFT = 8.0
-"""Change of a student's log-odds that a released label asks for at most, by default; chosen on validation products of
-PriceRunner."""
+LABEL_SHIFT = 8.0
+"""Change of a student's log-odds that a released label asks for by default, where epsilon is not larger; chosen on
+validation products of PriceRunner."""
 _COMPUTED = "computed from randomized labels and public texts"
 
 
@@ -102,6 +102,10 @@ class ByLabel(Protecting):
             )
         if self.settings.stages == 1 and self.settings.second_stage is not None:
             raise ConfigError("privacy.second_stage requires privacy.stages = 2: set it, or remove second_stage")
+        if not self.trains_on_posterior and self.settings.label_temperature is not None:
+            raise ConfigError(
+                "privacy.label_temperature requires privacy.targets = 'posterior': set it, or remove label_temperature"
+            )
         if self.settings.stages > 1 and self.second_stage(federation.rounds) > federation.rounds:
             raise ConfigError(
                 f"privacy.stages = 2 begins its second stage in round {self.second_stage(federation.rounds)}, but "
@@ -191,10 +195,11 @@ class ByLabel(Protecting):
         """Return the temperature of predictions in targets and their loss.
 
         A released label changes the log-odds of two classes at this temperature by epsilon at most, those of the
-        student by epsilon times the temperature. By default that is ``MOST_SHIFT``.
+        student by epsilon times the temperature: by default ``LABEL_SHIFT``, or epsilon if that is larger. A method
+        with other terms in the loss of private examples has temperature 1 (``merchant.labels``).
         """
         chosen = self.settings.label_temperature
-        return max(1.0, MOST_SHIFT / epsilon) if chosen is None else chosen
+        return max(1.0, LABEL_SHIFT / epsilon) if chosen is None else chosen
 
     @property
     def trains_on_posterior(self) -> bool:

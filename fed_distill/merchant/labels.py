@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fed_distill.data.examples import Examples
-from fed_distill.errors import BudgetExceeded
+from fed_distill.distill.losses import hard_labels
+from fed_distill.errors import BudgetExceeded, TrainingError
 from fed_distill.mechanisms.label import ByLabel, Draw
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.limits import Limits
@@ -25,6 +26,7 @@ from fed_distill.privacy.exposure import LabelSpend
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.training.plan import Plan
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.requests import TrainRequest
 
@@ -56,15 +58,15 @@ class RandomizedLabels:
         """
         epsilon = self.protection.experiment.promise.epsilon
         assert epsilon is not None
-        temperature = self.mechanism.label_temperature(epsilon)
+        temperature = self.mechanism.label_temperature(epsilon) if _labels_alone(task.plan) else 1.0
         rounds = self.protection.experiment.arms()[task.request.arm].rounds
         rows, labels, targets = [], [], []
         for part, own in self.mechanism.due(examples, task.down.round, rounds):
             first, of, true = self.mechanism.distinct(examples.take(own.numpy()), learner.labels[own])
             distinct, of_row = own[torch.from_numpy(first)], torch.from_numpy(of)
+            predicted = self._predicted(learner, distinct, temperature)  # before labels are charged, as it can fail
             prior = self._predicted(learner, distinct, self.mechanism.settings.prior_temperature)
             draw = self._draw(learner.name, examples, distinct, true, prior, task.request, LabelSpend(epsilon, part))
-            predicted = self._predicted(learner, distinct, temperature)
             rows.append(own)
             labels.append(draw.labels[of_row])
             targets.append(self.mechanism.targets(draw, predicted, epsilon)[of_row])
@@ -83,7 +85,10 @@ class RandomizedLabels:
         """Return the probabilities that the round's received student predicts for ``rows``, ``[rows, classes]``."""
         learner.student.load_state_dict(dict(learner.weights))
         texts = {name: values[rows] for name, values in learner.private.items()}
-        return predict(learner.student, texts, temperature=temperature)
+        predicted = predict(learner.student, texts, temperature=temperature)
+        if not bool(predicted.isfinite().all()):
+            raise TrainingError("the received student cannot be a prior of labels: it predicts NaN")
+        return predicted
 
     def _draw(
         self,
@@ -123,6 +128,11 @@ class RandomizedLabels:
         of = fingerprint(basis=basis, federation=request.federation, own=own, format=_FORMAT)
         folder = ledgers / LABELS / as_file_name(experiment.name) / f"seed-{request.seed}" / as_file_name(request.arm)
         return folder / as_file_name(merchant) / f"{spend.part}-{of}.safetensors"
+
+
+def _labels_alone(plan: Plan) -> bool:
+    """Whether private examples have the cross-entropy with their labels, and no other term of the method."""
+    return all(phase.objective is hard_labels() for phase in plan.phases if phase.data == "private")
 
 
 def _read(path: Path) -> Draw | None:

@@ -33,7 +33,7 @@ class Learner:
     references: what it has predicted on its private examples for the plan's phases, ``[examples, ...]``.
     unlabeled_references: the same on its unlabeled examples. label_probabilities: where ``labels`` are uncertain, the
     probabilities of the true ones ``[examples, classes]``, by which the loss of private phases is averaged.
-    label_temperature: temperature of the predictions in that loss.
+    label_temperature: temperature of the predictions in that loss, if it is a cross-entropy alone; else 1.
     correction: what corrected phases add to every gradient, by weight; weights that are not in it are not corrected.
     """
 

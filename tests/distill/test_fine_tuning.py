@@ -11,7 +11,7 @@ from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import UNLABELED
 from fed_distill.distill import fine_tuning as module
 from fed_distill.distill.fine_tuning import TuningCheckpoint, fine_tune
-from fed_distill.errors import DataError, TrainingError
+from fed_distill.errors import CheckpointError, DataError, TrainingError
 from fed_distill.models import load_teacher, predict
 from tests.distill.steps import OTHER_STEPS
 
@@ -243,7 +243,6 @@ def test_interrupted_fine_tuning_ends_as_if_it_had_not_been(
     whole = fine_tune(fresh(config, task), public, valid, task, config, 0, silent)
     path, told = tmp_path / "unfinished", []
     for stop in stops:
-        torch.manual_seed(stop)
         with pytest.raises(Interrupted):
             checkpoint = TuningCheckpoint(path)
             assert checkpoint.begun == (stop != stops[0])
@@ -299,3 +298,31 @@ def test_fine_tuning_whose_file_is_damaged_starts_again_and_says_so(
     assert "an interrupted fine-tuning starts again" in caplog.text and "checksum" in caplog.text
     tuned = fine_tune(fresh(config, task), public, valid, task, config, 0, silent, checkpoint)
     assert_same(tuned, fine_tune(fresh(config, task), public, valid, task, config, 0, silent))
+
+
+def test_fine_tuning_goes_on_if_its_file_cannot_be_written(config, task, public, valid, tmp_path, monkeypatch, caplog):
+    tried = []
+
+    def full(*args):
+        tried.append(args)
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr(module, "STORE_EVERY", 0.0)
+    monkeypatch.setattr(module, "write_checkpoint", full)
+    tuned = fine_tune(
+        fresh(config, task), public, valid, task, config, 0, silent, TuningCheckpoint(tmp_path / "unfinished")
+    )
+    assert len(tried) == 1 and "the disk is full" in caplog.text
+    assert_same(tuned, fine_tune(fresh(config, task), public, valid, task, config, 0, silent))
+
+
+def test_an_intact_file_of_another_teacher_is_refused(config, task, public, valid, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STORE_EVERY", 0.0)
+    path = tmp_path / "unfinished"
+    with pytest.raises(Interrupted):
+        fine_tune(fresh(config, task), public, valid, task, config, 0, interrupted_after(5), TuningCheckpoint(path))
+    wider = config.model_copy(update={"options": {**config.options, "width": 32}})
+    with pytest.raises(
+        CheckpointError, match=r"unfinished does not fit this teacher \(.*; delete it to train from the"
+    ):
+        fine_tune(fresh(wider, task), public, valid, task, wider, 0, silent, TuningCheckpoint(path))

@@ -87,6 +87,15 @@ def test_training_that_is_cut_short_is_continued_without_pretraining_again(
     assert not file.exists()
 
 
+def test_a_file_that_outlived_its_teacher_is_removed(config, task, public, valid, tmp_path):
+    config = config.model_copy(update={"epochs": 1})
+    _, name = cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)
+    left = tuning_file(tmp_path, name)
+    left.write_bytes(b"of a process that was killed when the teacher was finished")
+    cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)
+    assert not left.exists()
+
+
 def test_torn_teacher_is_made_again_and_said(config, task, public, valid, tmp_path, caplog):
     config = config.model_copy(update={"epochs": 1})
     tuned, name = cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)

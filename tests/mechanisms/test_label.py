@@ -70,9 +70,10 @@ def test_gaussian_noise_is_not_an_option(key):
         (1, {"stages": 2}, "begins its second stage in round 2, but federation fedavg-kd has 1"),
         (4, {"stages": 2, "second_stage": 5}, "round 5, but federation fedavg-kd has 4"),
         (4, {"second_stage": 3}, r"second_stage requires privacy\.stages = 2"),
+        (4, {"targets": "labels", "label_temperature": 2.0}, r"label_temperature requires privacy\.targets = 'post"),
     ],
 )
-def test_each_stage_has_a_round(rounds, keys, message):
+def test_a_key_that_would_do_nothing_and_a_stage_without_a_round_are_refused(rounds, keys, message):
     with pytest.raises(ConfigError, match=message):
         checked(experiment(rounds, **keys))
 
@@ -203,6 +204,6 @@ def test_a_charge_for_labels_has_no_noise():
 
 
 @pytest.mark.parametrize(("epsilon", "temperature"), [(0.5, 16.0), (1.0, 8.0), (4.0, 2.0), (8.0, 1.0), (20.0, 1.0)])
-def test_by_default_a_label_asks_for_the_same_change_at_every_epsilon(epsilon, temperature):
+def test_by_default_a_label_asks_for_a_change_of_8_or_of_a_larger_epsilon(epsilon, temperature):
     assert ByLabel("label").label_temperature(epsilon) == temperature
     assert ByLabel("label", LabelsConfig(label_temperature=3.0)).label_temperature(epsilon) == 3.0

@@ -138,6 +138,22 @@ def test_a_temperature_evens_out_predictions_in_targets_and_loss_and_another_one
     assert not torch.equal(drawn["prior", 0.05], drawn["prior", 1e6])
 
 
+@pytest.mark.parametrize(
+    ("method", "temperature"), [("fedavg", 8.0), ("fedprox", 8.0), ("fedavg-kd", 8.0), ("fedntd", 1.0)]
+)
+def test_a_method_with_more_than_labels_in_its_loss_has_temperature_1(world, protected, seen, method, temperature):
+    """Its other terms compare the student's predictions with others at temperature 1."""
+    site = protected(**{"federation.method": method, "federation.options": {}})
+    answers(site, request(world, world.names[0], arm=method), world.down())
+    made = seen[method, world.names[0], 1]
+    assert made.label_temperature == temperature
+    made.student.load_state_dict(dict(made.weights))
+    prior = predict(made.student, made.private, temperature=temperature)
+    ratio = made.label_probabilities / prior  # the likelihood of what was released, up to a factor for each row
+    spread = ratio.amax(dim=1) / ratio.amin(dim=1)
+    torch.testing.assert_close(spread, torch.full_like(spread, math.e), rtol=1e-3, atol=0.0)
+
+
 def test_a_task_without_gains_has_randomized_response_with_a_prior(world, protected, seen):
     """Unlikely classes have no output of their own (-1), and of a sure prior nothing is asked."""
     merchant = world.names[0]

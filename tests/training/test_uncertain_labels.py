@@ -33,15 +33,6 @@ def test_gradient_is_that_of_predictions_at_the_temperature(temperature):
     torch.testing.assert_close(logits.grad.sum(dim=1), torch.zeros(3, dtype=torch.float64))
 
 
-def test_both_students_of_a_pair_are_at_the_temperature():
-    def both(outputs, references):
-        return outputs.logits[:, 0] + 10.0 * outputs.shared.logits[:, 0]
-
-    pair = Outputs(torch.tensor([[2.0, 0.0]]), shared=Outputs(torch.tensor([[6.0, 0.0]])))
-    references = {"labels": torch.zeros(1, dtype=torch.int64), LABEL_PROBABILITIES: torch.tensor([[0.5, 0.5]])}
-    assert expected(both, 2.0)(pair, references).tolist() == [2.0 * (1.0 + 30.0)]
-
-
 def test_an_error_of_a_sure_student_is_felt_only_at_a_high_temperature():
     """A label of which the student is sure and wrong (1 %), randomized at epsilon 1. The mean gradient
     over both releases is more than ten times as large at temperature 16, where no label is thought to be sure."""
