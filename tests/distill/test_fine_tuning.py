@@ -322,7 +322,5 @@ def test_an_intact_file_of_another_teacher_is_refused(config, task, public, vali
     with pytest.raises(Interrupted):
         fine_tune(fresh(config, task), public, valid, task, config, 0, interrupted_after(5), TuningCheckpoint(path))
     wider = config.model_copy(update={"options": {**config.options, "width": 32}})
-    with pytest.raises(
-        CheckpointError, match=r"unfinished does not fit this teacher \(.*; delete it to train from the"
-    ):
+    with pytest.raises(CheckpointError, match="unfinished is of another teacher: delete it to train"):
         fine_tune(fresh(wider, task), public, valid, task, wider, 0, silent, TuningCheckpoint(path))
