@@ -99,10 +99,12 @@ class Axis(SweepTable):
 
     @property
     def is_budget(self) -> bool:
-        """Whether it varies the privacy budget only."""
+        """Whether it varies the privacy budget, and nothing but what is chosen for a budget: other settings of privacy,
+        and the number of rounds."""
         keys = {key for choice in self.choices for key in choice.changes}
         units = {choice.unit for choice in self.choices} - {None, UNPROTECTED}
-        return bool(keys & {EPSILON, NOISE}) and all(key.startswith("privacy.") for key in keys) and len(units) <= 1
+        others = {key for key in keys if not key.startswith("privacy.")} - {"federation.rounds"}
+        return bool(keys & {EPSILON, NOISE}) and not others and len(units) <= 1
 
     def _choice(self, value: Any) -> Choice:
         if isinstance(value, Mapping):

@@ -101,7 +101,9 @@ def test_only_an_axis_that_varies_epsilon_or_noise_and_nothing_else_is_the_budge
     assert Axis(key="privacy.noise_multiplier", values=[1.0, 2.0]).is_budget
     assert not Axis(key="privacy.unit", values=["example", "merchant"]).is_budget
     assert not Axis(name="a", values=[private, {**private, "label": "m", "privacy.unit": "merchant"}]).is_budget
+    assert Axis(name="a", values=[private, {**private, "label": "r", "federation.rounds": 2}]).is_budget
     assert not Axis(name="a", values=[private, {**private, "label": "m", "federation.method": "fedmd"}]).is_budget
+    assert not Axis(key="federation.rounds", values=[1, 2]).is_budget
 
 
 def test_an_exclusion_takes_labels_values_and_lists(tables):
