@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.aggregation.base import Aggregator
-from fed_distill.config import FederationConfig, OptimizerConfig, PrivacyConfig, TrainerConfig
+from fed_distill.config import FederationConfig, OptimizerConfig, PrivacyConfig, ProtectedConfig, TrainerConfig
 from fed_distill.coordinator.attempts import check_there
 from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.evaluation import Evaluator
@@ -157,6 +157,8 @@ class Federation:
             (self.seed, self.arm, number),
             self.evaluator.public_score,
             round_learning_rate(self.training, number, self.config.rounds),
+            self.mechanism,
+            self.privacy.epsilon if isinstance(self.privacy, ProtectedConfig) else None,
         )
 
     def _tally(self, number: int) -> Callable[[Tensor], Tensor]:
@@ -200,7 +202,7 @@ class Federation:
         if self.codec.cache is not None:
             received = ReceivedSoftLabels.below(self.part.state, self.arm, self.seed, down.round)
             request = received.with_known_rounds(request)
-        context = Context(self.starts[self.global_student], proxy, classes)
+        context = Context(self.starts[self.global_student], proxy, classes, self.fields)
         kinds, deadline = self.method.sends, self.config.deadline
         return self.sites.train(
             request, down, starts, self.chunk(), self.codec, kinds, context, received, deadline, away
@@ -225,8 +227,14 @@ class Federation:
         compared = self.mechanism.compares
         power = 2 if self.mechanism.aggregator_options(self.terms).get("weight") == "examples-squared" else 1
         counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
-        context = Context(state.weights, *self.teacher_labels.shape)
+        proxy, classes = self.teacher_labels.shape
+        context = Context(state.weights, proxy, classes, self.fields)
         return UplinkValidator(chunks, context, len(merchants), number, share, max_norm_ratio, compared, counts)
+
+    @property
+    def fields(self) -> int:
+        """Number of texts of an example."""
+        return self.server.data.task.fields
 
     @property
     def global_student(self) -> str:

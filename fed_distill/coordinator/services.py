@@ -1,26 +1,32 @@
 """The server's services for a method's merge: average, count votes, distil, train the teacher."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 from fed_distill.aggregation.base import Aggregator
 from fed_distill.config import Experiment, OptimizerConfig
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.students import ServerTraining
+from fed_distill.data.examples import Examples
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.evaluation.metrics import Metrics
+from fed_distill.mechanisms.base import Mechanism
+from fed_distill.mechanisms.label import ByLabel
 from fed_distill.methods.base import GlobalState, Method, Service
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights, is_finite
+from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.seeds import Randomness
 from fed_distill.training.early_stopping import EarlyStopping
-from fed_distill.training.plan import Plan
+from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import public_steps
+from fed_distill.training.uncertain_labels import LIKELIHOOD, of_released
 from fed_distill.transport.messages import Uplink
 
 
@@ -83,6 +89,7 @@ class RoundServices:
     :param score: score on the server's own validation examples, for early stopping
     :param local_rate: learning rate of merchants' steps
     :param randomness: seed, arm and number of the round
+    :param mechanism: privacy mechanism of the federation; epsilon: its target, if it has one
     """
 
     method: Method
@@ -97,6 +104,8 @@ class RoundServices:
     randomness: tuple[int, str, int]
     score: Callable[[TextModel], float]
     local_rate: float
+    mechanism: Mechanism
+    epsilon: float | None = None
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
         """As ``Services.average``."""
@@ -142,6 +151,26 @@ class RoundServices:
         self._check("distil_onwards")
         _, arm, number = self.randomness
         return self.students.distilled_onwards(weights, soft_labels, arm, number)
+
+    def train_on_released(
+        self, weights: Weights, released: Mapping[str, ReleasedLabels], epochs: float, learning_rate_scale: float
+    ) -> Weights:
+        """As ``Services.train_on_released``."""
+        self._check("train_on_released")
+        mechanism, epsilon = self.mechanism, self.epsilon
+        if not isinstance(mechanism, ByLabel) or epsilon is None:
+            raise ConfigError(f"method {self.name} trains on randomized labels: set privacy.unit = 'label'")
+        known = [mechanism.likelihood(sent.labels, sent.outputs, epsilon) for sent in released.values()]
+        phase = Phase(
+            of_released(mechanism.label_temperature(epsilon) if mechanism.trains_on_posterior else 1.0),
+            epochs=epochs,
+            references={LIKELIHOOD: torch.cat(known).float()},
+            learning_rate_scale=learning_rate_scale,
+        )
+        received = Examples.concatenate([sent.examples(merchant) for merchant, sent in released.items()])
+        seed, arm, number = self.randomness
+        randomness = (seed, arm, "released labels", number)
+        return self.server.train_on(self.student, weights, received, Plan((phase,)), randomness, self.optimizer)
 
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:
         """As ``Services.train_teacher``."""

@@ -27,6 +27,8 @@ from fed_distill.training.trainer import Failure, Learner
 from fed_distill.transport.requests import blueprint_of
 
 Progress = Callable[[int, int], None]
+_FIXED = "public", "pooled"
+"""Labelled examples that are the same in all trainings, so that they are encoded once."""
 
 
 def distillation_plan(
@@ -91,6 +93,20 @@ class ServerTraining:
         config = self.config.of_server(optimizer)
         return self._train(student, weights, plan, randomness, config, progress, "public", [self.data.public])
 
+    def train_on(
+        self,
+        student: TextModel,
+        weights: Weights,
+        received: Examples,
+        plan: Plan,
+        randomness: Randomness,
+        optimizer: OptimizerConfig,
+    ) -> dict[str, Tensor]:
+        """Train from ``weights`` on examples that merchants sent, and return the new weights."""
+        return self._train(
+            student, weights, plan, randomness, self.config.of_server(optimizer), None, "received", [received]
+        )
+
     def train_pooled(
         self,
         student: TextModel,
@@ -150,10 +166,12 @@ class ServerTraining:
         randomness: Randomness,
     ) -> Encoded:
         """Return the labelled examples, with texts augmented for this training if configured."""
-        if not self.config.augmentation.enabled:
+        if self.config.augmentation.enabled:
+            draws = seeds.numpy_stream(*randomness, "augmentation")
+            parts = [augmented(Examples.concatenate(parts), self.config.augmentation, draws)]
+        elif name in _FIXED:
             return self._encode(student, name, parts)
-        draws = seeds.numpy_stream(*randomness, "augmentation")
-        examples = augmented(Examples.concatenate(parts), self.config.augmentation, draws)
+        (examples,) = parts
         return student.encode(examples.texts, examples.pairs)
 
     def _encode(self, student: TextModel, name: str, parts: Sequence[Examples]) -> Encoded:

@@ -37,6 +37,11 @@ class Task:
         return "macro_f1" if self.gains is None else "ndcg@10"
 
     @property
+    def fields(self) -> int:
+        """Number of texts of an example."""
+        return 2 if self.pair else 1
+
+    @property
     def of_campaigns(self) -> bool:
         """Whether the classes are the cells of a campaign (``campaign_cells``), by which an uplift is predicted."""
         return self.name == "marketing-effect"

@@ -237,6 +237,7 @@ max_memory_gib = 16    # memory of the process that handles it
 $imports # "package.module:Name" that requests may use, beside built-in parts
 # hours = "22:00-06:00" # local hours in which the site participates
 scores = false         # true: report the number of a merchant's correct test examples, without noise
+$texts # true: send texts of labelled training examples with randomized labels; only if they are public
 
 [limits.default]       # privacy of each merchant: $experiment
 $units
@@ -275,9 +276,10 @@ runs here, never code from the server.
 4. **Review `[limits]`**: they override all requests of the server, and a refusal has the name of the rule. Initially
    they allow $allowed.
    `imports` names code of others that requests may use: leave there only what you have installed and trust.
-   Everything else must be allowed explicitly: `scores = true` for test scores, another unit in `units` (`"none"` allows
-   training without privacy, which the controls `local` and `fedavg` and personal adaptation need), a higher
-   `max_epsilon` for a second private run, and import paths for methods and models that are not built in.
+   Everything else must be allowed explicitly: `scores = true` for test scores, `texts = true` to send texts of training
+   examples, another unit in `units` (`"none"` allows training without privacy, which the controls `local` and `fedavg`
+   and personal adaptation need), a higher `max_epsilon` for a second private run, and import paths for methods and
+   models that are not built in.
 5. **Check**: `fed-distill sites check .` must report no problem. Only the operator can see whether you are admitted.
 6. **Start**: `./start.sh`; or `systemctl enable --now` with the full path of `fed-distill-site.service`; or
    `docker compose up -d`.
@@ -292,8 +294,9 @@ Later:
 
 Data that leave this machine: the names of this site and its merchants; the method's payloads, which the run's report
 lists with their protection; with `"none"` in `units`, in a run without privacy, also each merchant's number of training
-examples and training loss; with `scores = true`, the number of a merchant's correct test examples. Requests for scores
-are checked by the same rules as requests to train. Your rows never leave.
+examples and training loss; with `scores = true`, the number of a merchant's correct test examples; with
+`texts = true`, the texts of labelled training examples beside randomized labels. Requests for scores are checked by the
+same rules as requests to train. Nothing else of your rows leaves.
 """)
 
 OPERATOR_INSTRUCTIONS = Template("""\

@@ -61,7 +61,7 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
         )
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
-        methods.check_task(experiment, federation, method, len(data.task.classes))
+        methods.check_task(experiment, federation, method, data.task)
 
 
 def check_parts(experiment: Experiment, data: FederatedData) -> None:

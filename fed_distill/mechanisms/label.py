@@ -30,16 +30,17 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from fed_distill.config import Experiment, FederationConfig, LabelsConfig, PrivacyConfig
 from fed_distill.data.dataset import IntArray
-from fed_distill.data.examples import UNLABELED, Examples
+from fed_distill.data.examples import UNLABELED, Examples, Task
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.mechanisms.base import Protecting, Words
 from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
 from fed_distill.payloads.base import Payload
 from fed_distill.privacy.exposure import MOVED_BY, LabelSpend
-from fed_distill.privacy.randomized_response import bins, candidates, posterior, randomized
+from fed_distill.privacy.randomized_response import bins, candidates, likelihood, posterior, randomized
 from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.transport.messages import Kinds
@@ -215,6 +216,19 @@ class ByLabel(Protecting):
         """
         return posterior(draw.labels, _distribution(prior), draw.outputs, epsilon)
 
+    def likelihood(self, labels: Tensor, outputs: Tensor, epsilon: float) -> Tensor:
+        """Return the probability of released labels for each true one that training assumes, ``[examples, classes]``.
+
+        With ``targets = "labels"``, those of labels without noise: 1 for the class that was released.
+
+        :param labels: released labels, int64 ``[examples]``
+        :param outputs: see ``Draw``
+        :param epsilon: epsilon of a label
+        """
+        if not self.trains_on_posterior:
+            return one_hot(labels, outputs.shape[1]).double()
+        return likelihood(labels, outputs, epsilon)
+
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
@@ -230,6 +244,15 @@ class ByLabel(Protecting):
             validation(reproducible_noise),
             noise("each site", reproducible_noise),
         ]
+
+
+def check_public_texts(task: Task) -> None:
+    """Raise ConfigError for a task whose texts are never sent, because they are what customers bought."""
+    if task.of_titles:
+        raise ConfigError(
+            f"the texts of task {task.name!r} are histories of customers, which are not sent: choose a method that "
+            "sends no texts, such as fedavg-kd"
+        )
 
 
 def _distribution(prior: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Allowance:
     """Limits of each merchant, with explanations.
 
     units, max_epsilon: as in a site's ``[limits.default]``, each with a note. what: the experiment that they are for.
-    in_words: description of the limits, as the object of "it allows".
+    in_words: description of the limits, as the object of "it allows". texts: the site's rule of this name.
     """
 
     units: tuple[str, ...]
@@ -40,6 +40,7 @@ class Allowance:
     epsilon_note: str
     what: str
     in_words: str
+    texts: bool = False
 
 
 def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1) -> Allowance:
@@ -68,7 +69,12 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
     found = _MARGIN * run_exposure(experiment, merchants, proxy)
     whole = _rounded_up(found) if math.isfinite(found) else UNLIMITED  # releases without a guarantee are refused
     words = f"one run of {experiment.name}, with releases protected by unit {unit}, and no training without privacy"
-    return Allowance((unit,), "training without privacy is not allowed", whole, f"{exposed}: one run", what, words)
+    sent = (METHODS.build(one.method, one.options).sends for one in experiment.federations())
+    texts = any(kind.of_labels for kinds in sent for kind in kinds)
+    if texts:
+        words += "; the texts of labelled training examples are sent, as if they were published"
+    epsilon_note = f"{exposed}: one run"
+    return Allowance((unit,), "training without privacy is not allowed", whole, epsilon_note, what, words, texts)
 
 
 def run_exposure(experiment: Experiment, merchants: int, proxy: int) -> float:

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fed_distill.data.examples import Examples
+from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import BudgetExceeded, TrainingError
 from fed_distill.mechanisms.label import ByLabel, Draw
 from fed_distill.mechanisms.release import Protection
+from fed_distill.merchant.drawn_labels import Drawn
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.round_task import RoundTask
 from fed_distill.models import predict
@@ -39,17 +40,15 @@ _REMEDY = "delete it; if the labels cannot be drawn equally again, they are char
 
 @dataclass(frozen=True)
 class RandomizedLabels:
-    """The randomized labels of a site's merchants.
-
-    gains: gain of each class, None for a task without.
-    """
+    """The randomized labels of a site's merchants."""
 
     protection: Protection[Limits]
     mechanism: ByLabel
-    gains: tuple[float, ...] | None
+    task: Task
 
-    def learner(self, learner: Learner, examples: Examples, task: RoundTask) -> Learner:
-        """Return ``learner`` with randomized labels in place of its own, and only with examples that have any yet.
+    def learner(self, learner: Learner, examples: Examples, task: RoundTask) -> tuple[Learner, Drawn]:
+        """Return ``learner`` with randomized labels in place of its own, and only with examples that have any yet; and
+        the labels that were drawn.
 
         :param learner: with true labels
         :param examples: its training examples
@@ -60,19 +59,20 @@ class RandomizedLabels:
         assert epsilon is not None
         temperature = self.mechanism.label_temperature(epsilon) if _labels_alone(task.plan) else 1.0
         rounds = self.protection.experiment.arms()[task.request.arm].rounds
-        rows, labels, targets = [], [], []
+        rows, labels, targets, drawn = [], [], [], []
         for part, own in self.mechanism.due(examples, task.down.round, rounds):
             first, of, true = self.mechanism.distinct(examples.take(own.numpy()), learner.labels[own])
             distinct, of_row = own[torch.from_numpy(first)], torch.from_numpy(of)
             predicted = self._predicted(learner, distinct, temperature)  # before labels are charged, as it can fail
             prior = self._predicted(learner, distinct, self.mechanism.settings.prior_temperature)
             draw = self._draw(learner.name, examples, distinct, true, prior, task.request, LabelSpend(epsilon, part))
+            drawn.append((distinct, draw))
             rows.append(own)
             labels.append(draw.labels[of_row])
             targets.append(self.mechanism.targets(draw, predicted, epsilon)[of_row])
         order = torch.argsort(torch.cat(rows))
         place = torch.cat(rows)[order]
-        return replace(
+        randomized = replace(
             learner,
             private={name: values[place] for name, values in learner.private.items()},
             references={name: values[place] for name, values in learner.references.items()},
@@ -80,6 +80,7 @@ class RandomizedLabels:
             label_probabilities=torch.cat(targets)[order] if self.mechanism.trains_on_posterior else None,
             label_temperature=temperature,
         )
+        return randomized, Drawn(examples, self.task, tuple(drawn))
 
     def _predicted(self, learner: Learner, rows: Tensor, temperature: float) -> Tensor:
         """Return the probabilities that the round's received student predicts for ``rows``, ``[rows, classes]``."""
@@ -110,7 +111,7 @@ class RandomizedLabels:
         draw = _read(path)
         if draw is None:
             own = self.protection.own_randomness(request.seed)
-            draw = self.mechanism.randomize(labels, prior, spend, basis, own, merchant, self.gains)
+            draw = self.mechanism.randomize(labels, prior, spend, basis, own, merchant, self.task.gains)
             tensors = {"outputs": draw.outputs, "labels": draw.labels}
             write_checkpoint(path, tensors, {"digest": draw.digest}, private=True)
         try:

@@ -115,6 +115,11 @@ class Rules(BaseModel):
     scores: bool = Field(
         False, description="the server gets the number of a merchant's correct test examples, which has no noise"
     )
+    texts: bool = Field(
+        False,
+        description="the server gets the texts of a merchant's labelled training examples, with randomized labels "
+        "(method `lp-mst`): only if they are public, and so is that the merchant has them",
+    )
 
     @field_validator("hours")
     @classmethod
@@ -149,6 +154,11 @@ class Rules(BaseModel):
         """Raise NotAllowed unless test scores may be reported."""
         if not self.scores:
             raise NotAllowed("rule scores: test scores are not reported; scores = true allows them")
+
+    def check_texts(self) -> None:
+        """Raise NotAllowed unless texts of labelled examples may be sent."""
+        if not self.texts:
+            raise NotAllowed("rule texts: texts of training examples are not sent; texts = true allows it")
 
     def check_models(self, sizes: Iterable[int]) -> None:
         """Raise NotAllowed if any student is too large; ``sizes``: bytes of the weights of each."""
@@ -201,7 +211,7 @@ class Limits(BaseModel):
 
 
 OPEN = Limits(
-    rules=Rules(scores=True, max_model_mib=None, max_steps=None, max_seconds=None, max_memory_gib=None),
+    rules=Rules(scores=True, texts=True, max_model_mib=None, max_steps=None, max_seconds=None, max_memory_gib=None),
     default=Limit(max_epsilon=None, max_delta=None, units=None),
 )
 """Allows everything, for a simulation, with all data on one machine of one owner."""

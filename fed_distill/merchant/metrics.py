@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COUNTS, TEXT = "counts.json", "fed_distill.prom"
 """Files of the metrics folder: the counts, and all metrics in Prometheus' text format."""
-RULES = ("budget", "failed", "hours", "max_rounds", "max_update_mib", "methods", "scores")
+RULES = ("budget", "failed", "hours", "max_rounds", "max_update_mib", "methods", "scores", "texts")
 """Causes of refusals: the merchants' limits, a failed training, or one of ``[limits.rules]``."""
 
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.base import Mechanism
 from fed_distill.mechanisms.release import Protection
+from fed_distill.merchant.drawn_labels import Drawn
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
 from fed_distill.models import predict
@@ -15,6 +17,7 @@ from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
 from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.prototypes import Prototypes
+from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.privacy.text_sum import closeness, text_sum
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.requests import TrainRequest
@@ -25,7 +28,7 @@ class PrivateStatistics:
     """Each function raises ConfigError if the arm's mechanism does not cover the payload that its result is for.
 
     learner: the merchant, whose student has its trained weights. classes: their number. members: the merchant's number
-    of members of the privacy unit, noised if it is private.
+    of members of the privacy unit, noised if it is private. drawn: its randomized labels, if privacy has them.
     """
 
     protection: Protection[Limits]
@@ -34,6 +37,7 @@ class PrivateStatistics:
     request: TrainRequest
     classes: int
     members: int
+    drawn: Drawn | None = None
 
     @property
     def mechanism(self) -> Mechanism:
@@ -71,3 +75,14 @@ class PrivateStatistics:
         """Return the density of private examples relative to the proxy set, at each proxy example, ``[proxy]``."""
         self.mechanism.check_covered(self.request.arm, (DensitySelectedSoftLabels,))
         return self.holdings.density_ratio(self.learner.name, self.request)
+
+    def released_labels(self) -> ReleasedLabels:
+        """Return the merchant's randomized labels, which were charged before it trained, with their texts.
+
+        :raises NotAllowed: the site's rules do not allow texts to be sent
+        """
+        self.protection.limits.rules.check_texts()
+        self.mechanism.check_covered(self.request.arm, (ReleasedLabels,))
+        if self.drawn is None:
+            raise ConfigError(f"federation {self.request.arm} has a privacy unit that does not randomize labels")
+        return self.drawn.released()

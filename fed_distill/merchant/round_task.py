@@ -7,6 +7,7 @@ from fed_distill.config.training import UnlabeledConfig
 from fed_distill.distill.losses import PSEUDO_LABELS, pseudo_labels
 from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.mechanisms.release import Release
+from fed_distill.merchant.drawn_labels import Drawn
 from fed_distill.methods.base import Method
 from fed_distill.models.pair import paired
 from fed_distill.models.weights import Weights
@@ -45,11 +46,13 @@ class RoundTask:
 
 @dataclass(frozen=True)
 class Participant:
-    """A merchant that trains in a round: its weight in examples, and the release that it was charged for."""
+    """A merchant that trains in a round: its weight in examples, the release that it was charged for, and its
+    randomized labels, each if privacy has them."""
 
     learner: Learner
     size: int
     release: Release | None = None
+    drawn: Drawn | None = None
 
 
 def planned(method: Method, down: Downlink, name: str, unlabeled: UnlabeledConfig) -> Plan:

@@ -173,6 +173,8 @@ class Site:
         try:
             self.protection.check_rules(request, round)
             self.check_models(request)
+            if any(kind.of_labels for kind in self._arms.method(request.arm).sends):
+                self.protection.limits.rules.check_texts()
         except NotAllowed as error:
             _log.warning("the request is refused: %s", error)
             return [self._refusal(merchant, error, request.arm) for merchant in request.merchants]
@@ -269,8 +271,9 @@ class Site:
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             if isinstance(mechanism, ByLabel):
                 examples = self.holdings.merchants[learner.name].train
-                randomized = RandomizedLabels(self.protection, mechanism, self.task.gains)
-                learner = randomized.learner(learner, examples, task)
+                randomized = RandomizedLabels(self.protection, mechanism, self.task)
+                learner, drawn = randomized.learner(learner, examples, task)
+                return Participant(learner, learner.examples(), drawn=drawn)
             return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         sends = task.method.sends
@@ -307,7 +310,7 @@ class Site:
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
         statistics = PrivateStatistics(
-            self.protection, self.holdings, learner, request, len(self.task.classes), part.size
+            self.protection, self.holdings, learner, request, len(self.task.classes), part.size, part.drawn
         )
         trained = Trained(
             fitted.name,
@@ -319,6 +322,7 @@ class Site:
             prototypes=statistics.prototypes,
             expertise=statistics.expertise,
             density_ratio=statistics.density_ratio,
+            released_labels=statistics.released_labels,
             steps=fitted.steps,
             learning_rate=request.learning_rate,
         )
@@ -329,8 +333,8 @@ class Site:
         metrics = dict(uplink.metrics)
         if self.experiment.privacy.protects and not method.sends:
             uplink = replace(uplink, examples=1)  # if the student stays at the merchant, only its scores are reported
-        elif learner.privacy is None:
-            metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
+        elif learner.privacy is None and fitted.loss:
+            metrics["loss"] = sum(fitted.loss) / len(fitted.loss)
         if request.test and self._scores.scorable(request, [uplink.merchant]):
             right, count = self.holdings.count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
@@ -348,7 +352,7 @@ class Site:
         return self._arms.codec(request.arm)
 
     def _context(self, request: TrainRequest, weights: Weights) -> Context:
-        return Context(weights, len(self.holdings.proxy_of(request)), len(self.task.classes))
+        return Context(weights, len(self.holdings.proxy_of(request)), len(self.task.classes), self.task.fields)
 
     def join(self, request: TrainRequest) -> Iterator[Refusal]:
         """Charge merchants for a federation with Poisson sampling, including those that are never sampled."""

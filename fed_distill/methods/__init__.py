@@ -25,6 +25,7 @@ METHODS = Registry(
         "expert-fd": "fed_distill.methods.expert_fd:ExpertFD",
         "fedet": "fed_distill.methods.fedet:FedET",
         "fedmkt": "fed_distill.methods.fedmkt:FedMKT",
+        "lp-mst": "fed_distill.methods.lp_mst:LPMST",
         "fd": "fed_distill.methods.fd:FD",
         "fedproto": "fed_distill.methods.fedproto:FedProto",
         "fedtgp": "fed_distill.methods.fedtgp:FedTGP",

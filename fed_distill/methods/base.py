@@ -16,6 +16,7 @@ from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights, update_of
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.prototypes import Prototypes
+from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
@@ -23,7 +24,7 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 __all__ = ["GlobalState", "Method", "Trained", "replace"]
 
 
-Service = Literal["average", "tally", "distil", "distil_anew", "distil_onwards", "train_teacher"]
+Service = Literal["average", "tally", "distil", "distil_anew", "distil_onwards", "train_on_released", "train_teacher"]
 """Services of the server for a method's ``merge``; the names of the functions of ``Services``."""
 Keeps = Literal["nothing", "own_student", "last_student", "control_variate"]
 """State of a merchant between rounds, in its site's store: none; its own student, which it continues to train; the
@@ -88,6 +89,17 @@ class Services(Protocol):
         :param soft_labels: soft labels of the proxy set ``[proxy, classes]``, in place of the teacher's
         """
 
+    def train_on_released(
+        self, weights: Weights, released: Mapping[str, ReleasedLabels], epochs: float, learning_rate_scale: float
+    ) -> Weights:
+        """Continue training of the global student from ``weights`` on merchants' randomized labels, by the likelihood
+        of what was released (``training.uncertain_labels.of_released``).
+
+        :param released: randomized labels by merchant
+        :param epochs: epochs over all of them
+        :param learning_rate_scale: factor of the server's learning rate
+        """
+
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:
         """Continue training of the teacher by ``plan``; return ``state`` with its weights and proxy labels."""
 
@@ -102,8 +114,9 @@ class Trained:
     class. prototypes: computes the means of its representations alike. expertise: computes how close each proxy example
     is to its private examples, in [0, 1], float32 ``[proxy]``; from a noised sum of them, if privacy covers that.
     density_ratio: computes the density of its private examples relative to that of the proxy set, at each proxy
-    example, ``[proxy]``. These four use private examples after training, and are not available with privacy that does
-    not cover it. steps, learning_rate: number of steps and the rate of each, without the scale of a phase.
+    example, ``[proxy]``. released_labels: gives the randomized labels of its private examples. These five use private
+    examples, and are not available with privacy that does not cover it. steps, learning_rate: number of steps and the
+    rate of each, without the scale of a phase.
     """
 
     merchant: str
@@ -115,6 +128,7 @@ class Trained:
     prototypes: Callable[[], Prototypes]
     expertise: Callable[[], Tensor]
     density_ratio: Callable[[], Tensor]
+    released_labels: Callable[[], ReleasedLabels]
     steps: int = 0
     learning_rate: float = 0.0
 

@@ -1,9 +1,11 @@
 """Check a method's declarations and its requirements on the experiment."""
 
 from fed_distill.config import Experiment, FederationConfig
+from fed_distill.data.examples import Task
 from fed_distill.distill.transfer import check_soft_label_transfer
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.label import check_public_texts
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
 from fed_distill.models.building import is_trainable
@@ -63,8 +65,10 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
         )
 
 
-def check_task(experiment: Experiment, federation: FederationConfig, method: Method, classes: int) -> None:
-    """Raise ConfigError if the method does not support the merchants' training or the number of classes."""
+def check_task(experiment: Experiment, federation: FederationConfig, method: Method, task: Task) -> None:
+    """Raise ConfigError if the method does not support the merchants' training or the task."""
+    if any(kind.of_labels for kind in method.sends):
+        check_public_texts(task)
     mechanism = mechanism_of(experiment, federation.title)
     private = mechanism.settings if isinstance(mechanism, AtMerchants) else None
     if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):
@@ -74,4 +78,4 @@ def check_task(experiment: Experiment, federation: FederationConfig, method: Met
     if isinstance(method, HasControlVariate) and private is not None and private.weighting != "examples":
         raise ConfigError(f"method {federation.method} counts all merchants alike: drop privacy.weighting")
     if isinstance(method, ValidatesConfig):
-        method.check(federation, experiment.training_of(federation.title), classes)
+        method.check(federation, experiment.training_of(federation.title), len(task.classes))

@@ -28,11 +28,13 @@ class Context:
     :param weights: weights of the global student, as in the downlink
     :param proxy: number of examples in the proxy set
     :param classes: number of classes of the task
+    :param fields: number of texts of an example
     """
 
     weights: Weights
     proxy: int
     classes: int
+    fields: int = 1
 
 
 class Payload(ABC):
@@ -43,8 +45,9 @@ class Payload(ABC):
     merchant. ``covered`` explains why DP-SGD at the merchant covers it; None if it is computed from private examples
     after training: private runs with such a payload are rejected. ``from_texts``: whether what is computed from private
     examples after training is how close other texts are to theirs, which a mechanism may cover by computing it from a
-    noised sum (``privacy.text_sum``). ``tells_rows``: whether it discloses the rows of embedding tables that a
-    merchant's examples use.
+    noised sum (``privacy.text_sum``). ``of_labels``: whether it consists of private examples with labels that the
+    mechanism itself has randomized; without such a mechanism it does not exist. ``tells_rows``: whether it discloses
+    the rows of embedding tables that a merchant's examples use.
     """
 
     name: ClassVar[str]
@@ -52,6 +55,7 @@ class Payload(ABC):
     disclosure: ClassVar[str]
     covered: ClassVar[str | None] = None
     from_texts: ClassVar[bool] = False
+    of_labels: ClassVar[bool] = False
     tells_rows: ClassVar[bool] = False
 
     @abstractmethod
@@ -111,6 +115,21 @@ def rows_are_probabilities(values: Tensor, present: Tensor | None = None) -> boo
     """Whether each row sums to 1, or to 0 if it is not ``present``."""
     sums = values.sum(dim=-1)
     return torch.allclose(sums, torch.ones_like(sums) if present is None else present.to(sums.dtype), atol=1e-3)
+
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def smallest_integers(values: Tensor) -> Tensor:
+    """Return int64 ``values`` in the smallest integer type that holds all of them, for a message."""
+    least, largest = (int(value) for value in values.aminmax()) if values.numel() else (0, 0)
+    fitting = (kind for kind in _INTEGERS if torch.iinfo(kind).min <= least and largest <= torch.iinfo(kind).max)
+    return values.to(next(fitting))
+
+
+def is_integers(values: Tensor) -> bool:
+    """Whether ``values`` have one of the types of ``smallest_integers``."""
+    return values.dtype in _INTEGERS
 
 
 def powered(probabilities: Tensor, exponent: float) -> Tensor:

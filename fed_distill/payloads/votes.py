@@ -7,10 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from fed_distill.payloads.base import Context, Payload, Records, Room
-
-_TYPES = (torch.int8, torch.int16, torch.int32, torch.int64)
-"""Types of class indices in messages; the first that holds all of them is used."""
+from fed_distill.payloads.base import Context, Payload, Records, Room, is_integers, smallest_integers
 
 
 @dataclass(frozen=True)
@@ -28,16 +25,13 @@ class Votes(Payload):
 
     def to_records(self) -> Records:
         """Return class indices in the smallest integer type that holds all of them."""
-        votes = self.classes
-        least, largest = (int(value) for value in votes.aminmax()) if votes.numel() else (0, 0)
-        fitting = (kind for kind in _TYPES if torch.iinfo(kind).min <= least and largest <= torch.iinfo(kind).max)
-        return {"votes": {"votes": votes.to(next(fitting))}}
+        return {"votes": {"votes": smallest_integers(self.classes)}}
 
     @classmethod
     def from_records(cls, records: Records, numbers: Mapping[str, int]) -> Self:
         """Inverse of ``to_records``."""
         votes = records["votes"]["votes"]
-        if votes.dtype not in _TYPES:
+        if not is_integers(votes):
             raise TypeError(f"votes are {votes.dtype}, not class indices")
         return cls(votes.long())
 

@@ -1,20 +1,29 @@
 """A method's services: a teacher that the server trains goes on from round to round, and stays as it was for others."""
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from fed_distill.aggregation.fedavg import WeightedMean
+from fed_distill.config import LabelsConfig
 from fed_distill.config.optimizer import OptimizerConfig
 from fed_distill.coordinator.services import RoundServices, Teacher
-from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.data.examples import Examples
+from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
+from fed_distill.mechanisms.label import ByLabel
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.feddf import FedDF
+from fed_distill.methods.lp_mst import LPMST
+from fed_distill.models.base import Outputs
+from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.uncertain_labels import LIKELIHOOD
 from fed_distill.transport.messages import Uplink
 
 
@@ -52,7 +61,9 @@ def labels(weights, server):
 def test_finite_updates_whose_sum_is_not_finite_leave_the_student_as_it_was():
     current = {"weight": torch.full((3,), 3e38)}
     update = Uplink("hostile", 10, (StudentUpdate({"weight": torch.full((3,), 3e38)}),))
-    unused = dict.fromkeys(("count", "students", "server", "student", "teacher", "optimizer", "score", "local_rate"))
+    unused = dict.fromkeys(
+        ("count", "students", "server", "student", "teacher", "optimizer", "score", "local_rate", "mechanism")
+    )
     services = RoundServices(FedAvg(), "fedavg", WeightedMean(), randomness=(0, "fedavg", 1), **unused)
     with pytest.raises(UplinkRejected, match="weight"):
         services.average(current, [update])
@@ -80,7 +91,7 @@ def test_distillation_ends_after_patience_and_keeps_the_best_student_by_the_serv
     student = SimpleNamespace(load_state_dict=lambda weights: None)
     config = SimpleNamespace(server=SimpleNamespace(batch_size=10))
     server = SimpleNamespace(train=train, data=SimpleNamespace(proxy=range(60)), config=config)
-    unused = dict.fromkeys(("count", "students", "teacher", "optimizer", "local_rate"))
+    unused = dict.fromkeys(("count", "students", "teacher", "optimizer", "local_rate", "mechanism"))
     services = RoundServices(
         FedDF(), "feddf", WeightedMean(), server=server, student=student, randomness=(0, "a", 2), score=score, **unused
     )
@@ -94,3 +105,54 @@ def test_early_stopping_needs_to_know_which_phase_ends():
     phase = Phase(lambda outputs, references: outputs.logits, data="proxy", steps=3)
     with pytest.raises(TrainingError, match="plans of one phase, not of 2"):
         EarlyStopping(1, 1).chunks(Plan((phase, phase)), 6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"targets": "labels"}])
+def test_randomized_labels_are_trained_on_by_their_likelihood(changes):
+    """Of all merchants, each text beside its own label, with the chances of randomized response or, with
+    ``targets = "labels"``, as if there was no noise."""
+    labels = ByLabel("label", LabelsConfig(texts_public=True, **changes))
+    seen = []
+
+    def train_on(model, weights, examples, plan, randomness, optimizer):
+        seen.append((examples, plan.phases, randomness))
+        return weights
+
+    unused = dict.fromkeys(("count", "students", "student", "teacher", "optimizer", "score", "local_rate"))
+    services = RoundServices(
+        LPMST(),
+        "lp-mst",
+        WeightedMean(),
+        server=SimpleNamespace(train_on=train_on),
+        randomness=(0, "a", 2),
+        mechanism=labels,
+        epsilon=math.log(3.0),
+        **unused,
+    )
+    released = {"a": released_of("tent", "shoes", labels=[1, 0]), "b": released_of("stove", labels=[1])}
+    services.train_on_released({}, released, 3.0, 0.5)
+    ((examples, (phase,), randomness),) = seen
+    assert (examples.texts, examples.merchants) == (("tent", "shoes", "stove"), ("a", "a", "b"))
+    assert (phase.data, phase.epochs, phase.learning_rate_scale) == ("private", 3.0, 0.5)
+    assert randomness == (0, "a", "released labels", 2)
+    right, wrong = (1.0, 0.0) if changes else (0.75, 0.25)
+    expected = torch.tensor([[wrong, right], [right, wrong], [wrong, right]])
+    torch.testing.assert_close(phase.references[LIKELIHOOD], expected)
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.5, 0.0]])
+    temperature = 1.0 if changes else 8.0 / math.log(3.0)
+    predicted = (logits / temperature).softmax(dim=1)
+    losses = phase.objective(Outputs(logits), phase.references)
+    torch.testing.assert_close(losses, -temperature * (predicted * expected).sum(dim=1).log())
+
+
+def released_of(*texts, labels):
+    none = np.full(len(texts), -1)
+    outputs = torch.tensor([[0, 1]] * len(texts))
+    return ReleasedLabels.of(Examples(texts, None, none, none, texts), torch.tensor(labels), outputs)
+
+
+def test_without_randomized_labels_there_is_nothing_to_train_on():
+    unused = dict.fromkeys(("count", "students", "server", "student", "teacher", "optimizer", "score", "local_rate"))
+    services = RoundServices(LPMST(), "lp-mst", WeightedMean(), randomness=(0, "a", 1), mechanism=None, **unused)
+    with pytest.raises(ConfigError, match=r"set privacy\.unit = 'label'"):
+        services.train_on_released({}, {}, 1.0, 1.0)

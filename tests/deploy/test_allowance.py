@@ -33,6 +33,15 @@ def test_a_run_without_privacy_is_named_as_what_it_is(experiment):
     assert "not protected" in allowance(experiment).units_note
 
 
+@pytest.mark.parametrize(("method", "sent"), [("lp-mst", True), ("fedavg-kd", False)])
+def test_texts_are_allowed_to_an_experiment_that_sends_them_and_it_is_said(experiment, method, sent):
+    label = {"privacy.unit": "label", "privacy.epsilon": 1.0, "privacy.texts_public": True}
+    found = allowance(experiment.with_changes({**label, "federation.method": method, "federation.options": {}}))
+    assert found.texts is sent
+    assert ("texts of labelled training examples are sent" in found.in_words) is sent
+    assert not allowance(None).texts
+
+
 def test_without_an_experiment_a_site_trusts_nobody_else():
     assert set(allowance(None).units) == {"example", "group"}
 

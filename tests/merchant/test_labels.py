@@ -32,7 +32,7 @@ def seen(monkeypatch):
 
     def learner(self, learner, examples, task):
         made = whole(self, learner, examples, task)
-        found[task.request.arm, learner.name, task.down.round] = made
+        found[task.request.arm, learner.name, task.down.round], _ = made
         return made
 
     monkeypatch.setattr(RandomizedLabels, "learner", learner)

@@ -2,21 +2,25 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 
 from fed_distill.aggregation.votes import counted_plainly
+from fed_distill.data.examples import Examples
 from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.prototypes import Prototypes
+from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Uplink
 
+PAIRS = Examples(("tent", "shoes"), None, np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64), ("a", "a"))
 TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
 
 
@@ -36,6 +40,7 @@ class Recording:
     stoppings: list[EarlyStopping | None] = field(default_factory=list)
     teacher_plans: list[Plan] = field(default_factory=list)
     counted: list[torch.Tensor] = field(default_factory=list)
+    released: list[tuple] = field(default_factory=list)
 
     def average(self, current, up):
         up = list(up)
@@ -57,6 +62,10 @@ class Recording:
 
     def distil_onwards(self, weights, soft_labels):
         return {"w": soft_labels, "from": weights["w"]}
+
+    def train_on_released(self, weights, released, epochs, learning_rate_scale):
+        self.released.append((released, epochs, learning_rate_scale))
+        return {"w": weights["w"] + 1.0}
 
     def train_teacher(self, state, plan):
         self.teacher_plans.append(plan)
@@ -100,6 +109,7 @@ def trained(state):
         lambda: Prototypes(torch.tensor([[4.0, 2.0], [0.0, 0.0], [1.0, -1.0]]), torch.tensor([1, 0, 1]) > 0),
         lambda: torch.tensor([0.2, 1.0, 0.5]),
         lambda: torch.tensor([0.0, 3.0, 0.7], dtype=torch.float64),
+        lambda: ReleasedLabels.of(PAIRS, torch.tensor([0, 2]), torch.tensor([[0, 0, 2], [-1, 1, 2]])),
     )
 
 

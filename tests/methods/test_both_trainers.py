@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.config.privacy import table_of_unit
 from fed_distill.errors import ConfigError
+from fed_distill.experiment.preflight import check_settings
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.payloads.low_rank_update import LowRankUpdate
@@ -26,7 +27,9 @@ QUICK = {
     "training.server.optimizer": "sgd",
     "training.server.learning_rate": 0.1,
 }
-FEDERATED = [name for name in METHODS if name not in ("local", "personal")]
+OF_LABELS = ["lp-mst"]
+"""Methods of randomized labels, which exist under unit label only."""
+FEDERATED = [name for name in METHODS if name not in ("local", "personal", *OF_LABELS)]
 """Methods that are federations; the others are controls, and leave the global student as it is."""
 OPTIONS = {name: {"max_entropy": 0.99} for name in ("selective-fd", "selective-fd-kulsif")}
 """Of hardly trained students nearly everything is ambiguous."""
@@ -96,6 +99,26 @@ def test_both_trainers_are_protected_alike(private, distance, method):
         assert [(line["merchants"], line["rejected"]) for line in rounds] == [(3, 0), (3, 0)]
 
 
+@pytest.mark.parametrize("method", OF_LABELS)
+def test_both_trainers_of_the_server_learn_the_same_of_randomized_labels(runs, distance, method):
+    """Merchants train nothing, and report no loss."""
+    labels = {"privacy.unit": "label", "privacy.epsilon": 2.0, "privacy.texts_public": True}
+    cohort, sequential = runs([method], **labels)
+    assert distance(cohort.ends[method], sequential.ends[method]) < 1e-5
+    assert distance(cohort.ends[method], cohort.start) > 1e-4
+    for run in (cohort, sequential):
+        rounds = run.rounds[method]
+        assert [(line["merchants"], line["rejected"]) for line in rounds] == [(3, 0), (3, 0)]
+        assert not any(line.get("train_loss") for line in rounds)
+
+
+@pytest.mark.parametrize("privacy", [{}, {"privacy.unit": "example", "privacy.epsilon": 4.0}])
+def test_randomized_labels_are_refused_before_a_run_that_does_not_randomize_them(tiny_experiment, tmp_path, privacy):
+    changes = {**QUICK, "federation.method": "lp-mst", "federation.options": {}, **privacy}
+    with pytest.raises(ConfigError, match=r"set privacy.unit = 'label'|without noise"):
+        check_settings(tiny_experiment(tmp_path, changes))
+
+
 def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_else(runs, distance):
     names = [name for name in FEDERATED if METHODS.build(name, {}).sends == (StudentUpdate,)]
     assert {"fedavg", "fedntd", "moon", "fml"} <= set(names)
@@ -119,7 +142,7 @@ def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit
 
 def test_methods_that_send_no_weights_teach_the_global_student_anew_but_some():
     """Which go on from where it stands, on objectives of their own (Cho et al. 2022; Tan et al. 2022)."""
-    built = {name: METHODS.build(name, {}) for name in FEDERATED}
+    built = {name: METHODS.build(name, {}) for name in (*FEDERATED, *OF_LABELS)}
     anew = {name for name, method in built.items() if "distil_anew" in method.uses}
     without_weights = {name for name, method in built.items() if not {StudentUpdate, LowRankUpdate} & set(method.sends)}
-    assert anew == without_weights - {"fedet", "fedproto", "fedtgp"}
+    assert anew == without_weights - {*OF_LABELS, "fedet", "fedproto", "fedtgp"}

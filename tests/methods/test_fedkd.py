@@ -59,7 +59,7 @@ def trained(state):
             "bias": state.weights["bias"] + 1.0,
         }
         weights = PartialWeights(arrays, {"table": rows}, {"table": torch.ones_like(rows)})
-        return Trained(f"m{seed}", 5, weights, state.weights, None, None, None, None, None)
+        return Trained(f"m{seed}", 5, weights, state.weights, *(None,) * 6)
 
     return make
 

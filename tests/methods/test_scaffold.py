@@ -51,9 +51,7 @@ def one_round(method, state, kept, merchants):
             y = y - RATE * (gradient + correction.get("w", 0.0))
         weights = PartialWeights({"w": y})
         name, start = str(merchant), down.weights
-        trained = Trained(
-            name, EXAMPLES[merchant], weights, start, None, None, None, None, None, steps=steps, learning_rate=RATE
-        )
+        trained = Trained(name, EXAMPLES[merchant], weights, start, *(None,) * 6, steps=steps, learning_rate=RATE)
         up.append(method.uplink(trained, down))
         if correcting:
             kept[merchant] = method.keep(trained, down, kept.get(merchant))

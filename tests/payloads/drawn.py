@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fed_distill.payloads
+from fed_distill.data.examples import Examples
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context, Payload
 from fed_distill.payloads.class_means import ClassMeans
@@ -21,6 +22,7 @@ from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
+from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -37,8 +39,10 @@ CONTEXT = Context(
     },
     PROXY,
     CLASSES,
+    fields=2,
 )
-"""A round of a student with a table, a bias, a matrix in half precision and a counter, 11 proxy examples, 3 classes."""
+"""A round of a student with a table, a bias, a matrix in half precision and a counter, 11 proxy examples, 3 classes,
+and pairs of texts."""
 
 
 def every_kind():
@@ -138,6 +142,23 @@ def honest_prototypes(draw):
 
 
 MASKS = tensors(np.bool_, PROXY)
+OUTPUTS = [[0, 1, 2], [0, 0, 2], [-1, 1, 2], [2, 2, 2]]
+"""Outputs of three classes: of each, of two bins, of two candidates, and of one."""
+
+
+@st.composite
+def honest_labels(draw):
+    """Pairs of any texts, with one of the outputs of each as label."""
+    count = draw(st.integers(0, 5))
+    outputs = [draw(st.sampled_from(OUTPUTS)) for _ in range(count)]
+    labels = [draw(st.sampled_from(sorted({*row} - {-1}))) for row in outputs]
+    text = st.lists(st.text(st.characters(codec="utf-8")), min_size=count, max_size=count)
+    none = np.full(count, -1)
+    pairs = Examples(tuple(draw(text)), tuple(draw(text)), none, none, ("Nord",) * count)
+    whole = torch.tensor(outputs, dtype=torch.int64).reshape(count, CLASSES)
+    return ReleasedLabels.of(pairs, torch.tensor(labels, dtype=torch.int64), whole)
+
+
 HONEST = {
     StudentUpdate: honest_update().map(StudentUpdate.of),
     StudentWeights: honest_weights().map(StudentWeights),
@@ -163,6 +184,7 @@ HONEST = {
     .map(lambda weights: ControlVariate({name: value for name, value in weights.items() if name != "steps"}))
     .filter(lambda one: one.arrays),
     LowRankUpdate: honest_factors(),
+    ReleasedLabels: honest_labels(),
     Prototypes: honest_prototypes(),
     LocalSteps: st.integers(1, 2**31).map(LocalSteps.of),
 }
@@ -196,6 +218,7 @@ ANY = {
     ControlVariate: WEIGHTS.map(ControlVariate),
     LowRankUpdate: st.builds(LowRankUpdate, any_partial(), WEIGHTS, WEIGHTS),
     LocalSteps: TENSORS.map(LocalSteps),
+    ReleasedLabels: st.builds(ReleasedLabels, TENSORS, *(tensors(np.int64, (2, 3)),) * 4),
     Prototypes: st.builds(Prototypes, TENSORS, tensors(np.bool_, 2)),
 }
 """What a message can hold, whether it fits a round or not, by kind."""

@@ -19,6 +19,7 @@ from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.partial import like_updates
 from fed_distill.payloads.prototypes import Prototypes
+from fed_distill.payloads.released_labels import MOST_BYTES, MOST_EXAMPLES, ReleasedLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -117,6 +118,11 @@ LARGEST = {
     ControlVariate: ControlVariate(IN_FULL),
     LocalSteps: LocalSteps.of(2**31),
     Prototypes: Prototypes(torch.ones(CLASSES, 6), torch.ones(CLASSES, dtype=torch.bool)),
+    ReleasedLabels: ReleasedLabels(
+        torch.full((MOST_BYTES,), 65, dtype=torch.uint8),
+        *(torch.full(shape, 2**40) for shape in ((2 * MOST_EXAMPLES,), (MOST_EXAMPLES, 2), (MOST_EXAMPLES,))),
+        torch.full((MOST_EXAMPLES, CLASSES), 2**40),
+    ),
     LowRankUpdate: LowRankUpdate(
         PartialWeights(like_updates(IN_FULL), ALL_ROWS, ALL_ROWS),
         {"table": torch.ones(4, 6), "half": torch.ones(2, 2)},
@@ -166,6 +172,14 @@ def means(two):
     return ClassMeans(torch.stack([two[0], torch.zeros(3), two[1]]), PRESENT)
 
 
+THREE = torch.tensor([[0, 1, 2], [0, 1, 2]])
+RELEASED = ReleasedLabels(
+    torch.tensor([*b"tentshoes"], dtype=torch.uint8),
+    torch.tensor([4, 5]),
+    torch.tensor([[0, 1], [1, 1]]),
+    torch.tensor([2, 1]),
+    torch.tensor([[0, 0, 2], [-1, 1, 2]]),
+)
 TIMES_TWO = {
     StudentUpdate: (
         StudentUpdate({"table": rows((1, 2, 3, 4), (0, -1, 0, 0))}, LAST, LAST),
@@ -188,6 +202,7 @@ TIMES_TWO = {
         Prototypes(rows((1, -2), (0, 0), (3, 9e5)), PRESENT),
         Prototypes(rows((2, -4), (0, 0), (6, 1e6)), PRESENT),  # at most a million
     ),
+    ReleasedLabels: (RELEASED, RELEASED),  # randomized labels have no size
     LocalSteps: (LocalSteps.of(3), LocalSteps.of(3)),  # it divides an update, which is doubled
     LowRankUpdate: (
         LowRankUpdate(
@@ -228,6 +243,12 @@ def test_a_payload_times_one_is_itself_and_times_minus_one_still_fits_the_round(
         assert all(torch.allclose(value, other[name], rtol=0.01, atol=0.01) for name, value in one.items())
 
 
+def test_the_opposite_of_a_randomized_label_is_the_other_of_two_outputs():
+    assert RELEASED.scaled(-1.0, CONTEXT).labels.tolist() == [0, 2]
+    three = ReleasedLabels(*(getattr(RELEASED, name) for name in ("text", "lengths", "places", "labels")), THREE)
+    assert three.scaled(-3.0, CONTEXT).labels.tolist() == [0, 1]
+
+
 def test_votes_have_a_sign_and_no_size():
     votes = Votes(rows(0, 1, 2, 2, of=torch.int64))
     assert same(votes.scaled(0.1, CONTEXT), votes)
@@ -253,6 +274,7 @@ NORMS = {
     ControlVariate: 14.0**0.5,  # 1 + 4 + 9
     LocalSteps: 0.0,
     Prototypes: 0.0,
+    ReleasedLabels: 0.0,
     LowRankUpdate: (14 + 5 * 25) ** 0.5,  # 1 + 4 + 9, and (1 + 4) (9 + 16) of the product
 }
 
@@ -316,5 +338,5 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
     # what is computed from private examples after training is not covered, and whole weights no merchant sends
-    uncovered = (ClassMeans, DensitySelectedSoftLabels, ExpertSoftLabels, Prototypes, StudentWeights)
+    uncovered = (ClassMeans, DensitySelectedSoftLabels, ExpertSoftLabels, Prototypes, ReleasedLabels, StudentWeights)
     assert (kind.covered is None) == (kind in uncovered)

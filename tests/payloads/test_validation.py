@@ -1,8 +1,10 @@
 """Payloads that do not fit their round are refused, and it is said why."""
 
+import numpy as np
 import pytest
 import torch
 
+from fed_distill.data.examples import Examples
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.class_means import ClassMeans
@@ -12,6 +14,7 @@ from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
+from fed_distill.payloads.released_labels import MOST_EXAMPLES, ReleasedLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -50,7 +53,20 @@ def prototypes(given=None, present=(True, True)):
     return Prototypes(torch.ones(2, 2) if given is None else given, torch.tensor(present) > 0)
 
 
+def released(text=b"tentshoes", lengths=(4, 5), places=((0,), (1,)), labels=(1, 0), outputs=((-1, 1), (0, 1))):
+    whole = (torch.tensor(one) for one in (lengths, places, labels, outputs))
+    return ReleasedLabels(torch.tensor([*text], dtype=torch.uint8), *whole)
+
+
+MANY = torch.zeros(MOST_EXAMPLES + 1, dtype=torch.int64)
 ACCEPTED = {
+    "released labels": released(),
+    "a released label that says nothing": released(outputs=((1, 1), (0, 0))),
+    "no released label": ReleasedLabels.of(
+        Examples((), None, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), ()),
+        MANY[:0],
+        MANY[:0].reshape(0, 2),
+    ),
     "update in part": moved(),
     "update whole": StudentUpdate(dict(CURRENT)),
     "no row of a table": moved(table=torch.ones(0, 2), rows=[]),
@@ -79,6 +95,26 @@ def test_a_payload_that_fits_the_round_is_accepted(case):
 
 
 OF_OTHER_SHAPES = {
+    "pairs of texts": (
+        released(places=((0, 1), (1, 1))),
+        r"places of released labels have shape \[2, 2\], not \[2, 1\]",
+    ),
+    "labels of fewer texts": (released(labels=(1,)), r"places of released labels have shape \[2, 1\], not \[1, 1\]"),
+    "a label alone": (released(labels=1, places=((0,),)), r"labels of released labels have shape \[\], not \[1\]"),
+    "outputs of more classes": (
+        released(outputs=((0, 1, 2), (0, 1, 2))),
+        r"outputs of released labels have shape \[2, 3\], not \[2, 2\]",
+    ),
+    "labels as shares": (released(labels=(0.5, NAN)), "labels of released labels are torch.float32"),
+    "texts as numbers": (
+        ReleasedLabels(*(torch.zeros(shape, dtype=torch.int64) for shape in (3, 1, (1, 1), 1, (1, 2)))),
+        r"text of released labels is torch.int64 \[3\], not a list of torch.uint8",
+    ),
+    "lengths as a table": (released(lengths=((4,), (5,))), r"lengths of released labels is torch.int64 \[2, 1\]"),
+    "too many labels": (
+        ReleasedLabels(MANY[:0].to(torch.uint8), MANY[:1], MANY.unsqueeze(1), MANY, torch.stack([MANY, MANY], dim=1)),
+        f"there are {MOST_EXAMPLES + 1} released labels, and at most {MOST_EXAMPLES} are allowed",
+    ),
     "control variate of another shape": (ControlVariate({"bias": torch.ones(4)}), r"bias has shape \[4\]"),
     "control variate of another type": (
         ControlVariate({"bias": torch.ones(3, dtype=torch.int64)}),
@@ -171,6 +207,27 @@ OF_OTHER_SHAPES = {
 """What no site takes from a server either."""
 
 OF_OTHER_VALUES = {
+    "texts longer than stated": (released(lengths=(4, 4)), "the texts of released labels have 9 bytes, not the stated"),
+    "texts shorter than stated": (released(lengths=(4, 2**62)), "the texts of released labels have 9 bytes"),
+    "lengths whose sum overflows": (
+        released(lengths=(2**62, 2**62, 2**62, 2**62 + 9)),
+        "9 bytes, not the stated lengths",
+    ),
+    "a negative length": (released(lengths=(10, -1)), "9 bytes, not the stated lengths"),
+    "a text that was not sent": (released(places=((0,), (2,))), "refer to other texts than the 2 that were sent"),
+    "a text before the first": (released(places=((0,), (-1,))), "refer to other texts than the 2 that were sent"),
+    "an output that is no class": (released(outputs=((-1, 1), (0, 2))), "outputs must be classes from 0 to 1, or -1"),
+    "an output below all classes": (released(outputs=((-2, 1), (0, 1))), "outputs must be classes from 0 to 1, or -1"),
+    "classes that stand for each other": (released(outputs=((1, 0), (0, 1))), "for another class, and not for itself"),
+    "a class that stands for none": (released(outputs=((1, -1), (0, 1))), "for another class, and not for itself"),
+    "a label that is no output": (released(labels=(0, 0)), "a released label is none of the outputs of its example"),
+    "a label that is no class": (released(labels=(1, 7)), "a released label is none of the outputs of its example"),
+    "a label of an example without outputs": (
+        released(labels=(-1, 0), outputs=((-1, -1), (0, 1))),
+        "none of the outputs",
+    ),
+    "no text": (released(text=b"tent\xff\xfeoes"), "the texts of released labels are not UTF-8"),
+    "half a character": (released(text="tenté   ".encode(), lengths=(5, 4)), "are not UTF-8"),
     "control variate nan": (ControlVariate({"bias": torch.full((3,), NAN)}), "bias has values that are not"),
     "prototype nan": (prototypes(torch.full((2, 2), NAN)), "prototypes have values that are not finite, or above"),
     "prototype far away": (prototypes(torch.full((2, 2), -2e6)), "not finite, or above 1e\\+06"),

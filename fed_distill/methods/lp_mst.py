@@ -1,0 +1,70 @@
+"""LP-MST: merchants send randomized labels of public texts, and the server trains on all of them.
+
+Ghazi, Golowich, Kumar, Manurangsi and Zhang, "Deep learning with label differential privacy", NeurIPS 2021, algorithm 3
+(label privacy by multi-stage training): labels are randomized with the previous stage's model as prior, and the next
+model is trained on everything that was released. It requires privacy by ``label``, which draws the labels
+(``mechanisms.label``): round 1 is stage 1, with a student that has seen public data only as prior; with
+``privacy.stages = 2`` the second half of the labels is released in round ``privacy.second_stage``.
+
+What a merchant would train at home on its randomized labels is a function of them, so that sending them discloses
+nothing more about labels, and the server does not train on the few noisy labels of one merchant but on those of all.
+Texts and who has them are disclosed, which that unit requires to be public.
+
+Deviations from the paper: the loss is the likelihood of the released label under the channel, with predictions at
+``privacy.label_temperature`` (``training.uncertain_labels.of_released``), where the paper has the cross-entropy with
+the released label (``privacy.targets = "labels"``); the student of a stage is trained onwards, not anew. In a round
+without new labels the server trains on the same ones again, so that one round is enough if all merchants participate.
+
+The defaults were chosen on PriceRunner's validation products.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from fed_distill.config import PositiveFloat
+from fed_distill.errors import UplinkRejected
+from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
+from fed_distill.payloads.released_labels import ReleasedLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.training.plan import Plan
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
+
+
+@dataclass(frozen=True)
+class LPMST:
+    """epochs: the server's epochs over the labels that it received in a round. learning_rate_scale: factor of the rate
+    of [training.server]."""
+
+    epochs: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 2.0
+    learning_rate_scale: PositiveFloat = 0.3
+    sends: ClassVar[Kinds] = (ReleasedLabels,)
+    receives: ClassVar[Kinds] = (StudentWeights,)
+    keeps: ClassVar[Keeps] = "nothing"
+    uses: ClassVar[tuple[Service, ...]] = ("train_on_released",)
+
+    def broadcast(self, state: GlobalState) -> Downlink:
+        """Send the student, which is the prior of the labels that are drawn in this round."""
+        return Downlink(state.round + 1, (StudentWeights(state.weights),))
+
+    def plan(self, down: Downlink) -> Plan:
+        """Train nothing at the merchant."""
+        return Plan()
+
+    def uplink(self, trained: Trained, down: Downlink) -> Uplink:
+        """Send the randomized labels."""
+        return Uplink(trained.merchant, trained.examples, (trained.released_labels(),))
+
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
+        """Train on all labels; of a merchant at most as many as the examples that it counts for."""
+        released = {
+            uplink.merchant: sent.at_most(uplink.examples)
+            for uplink in up
+            if (sent := uplink.get(ReleasedLabels)) is not None
+        }
+        if not any(len(sent.labels) for sent in released.values()):
+            raise UplinkRejected("no merchant sent randomized labels")
+        weights = server.train_on_released(state.weights, released, self.epochs, self.learning_rate_scale)
+        return replace(state, round=state.round + 1, weights=weights)
