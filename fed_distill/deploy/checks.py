@@ -253,10 +253,12 @@ def limits(
     imports: Collection[str],
     named: Collection[str],
     merchants: Collection[str],
+    texts: bool,
 ) -> Finding:
     """Check that what a site's policy names exists, since a typo would reject everything, and list what it allows.
 
     imports: allowed import paths, those of methods included; their packages must be installed, but are not imported.
+    texts: whether texts of training examples may be sent.
     """
 
     def look() -> str:
@@ -274,7 +276,9 @@ def limits(
                 raise ConfigError(f"[limits.rules] imports {path!r}, but no package {package!r} is installed here")
         allowed = "all built-in methods" if methods is None else ", ".join(methods) or "no method"
         code = ", ".join(imports) or "none"
-        return f"{allowed}; code of other packages: {code}; {counted(len(named), 'merchant')} with limits of their own"
+        own = f"{counted(len(named), 'merchant')} with limits of their own"
+        sent = "; texts of training examples may be sent, with randomized labels" if texts else ""
+        return f"{allowed}; code of other packages: {code}; {own}{sent}"
 
     return checked(place, "limits", look)
 

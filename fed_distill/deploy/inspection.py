@@ -79,7 +79,7 @@ def _site_findings(folder: Path, public: Path | None = None, there: bool = True)
     yield Finding(place, "data", "ok", told)
     partly, paid, rules = bool(manifest.data.merchants), manifest.ledgers, manifest.limits.rules
     yield checks.ledgers(place, paid, merchants, partly, answered(paid))
-    yield checks.limits(place, rules.methods, rules.imports, manifest.limits.merchants, merchants)
+    yield checks.limits(place, rules.methods, rules.imports, manifest.limits.merchants, merchants, rules.texts)
 
 
 def _operators_copy(place: str, key: Path, public: Path | None) -> Finding:

@@ -128,10 +128,15 @@ class AtMerchants(Protecting):
 
     def price(self, experiment: Experiment, plan: Plan, members: int, rounds: int, sends: Kinds) -> tuple[Spend, float]:
         """Return cost and delta of one of ``rounds`` rounds, for a merchant with ``members`` members that sends
-        payloads of these kinds."""
+        payloads of these kinds; raise ConfigError if the plan has no private step."""
         config, batch_size = experiment.promise, self.expected_batch(experiment)
         rate, delta = sampling_rate(members, batch_size), self.delta(config, members)
         steps = private_steps(plan, members, batch_size)
+        if not steps:
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} protects steps on private examples, of which the method plans none: "
+                "choose another method"
+            )
         if config.noise_multiplier is not None:
             return Spend(config.noise_multiplier, rate, steps), delta
         assert config.epsilon is not None

@@ -477,11 +477,14 @@ def test_limits_that_name_what_there_is_not_are_found(checked, deployment, old, 
 def test_what_the_limits_allow_is_listed(checked, deployment):
     path = deployment / "sites" / "north" / "site.toml"
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("imports = []", 'imports = ["pytest:Item"]'), encoding="utf-8")
+    opened = text.replace("imports = []", 'imports = ["pytest:Item"]').replace("texts = false", "texts = true")
+    path.write_text(opened, encoding="utf-8")
     code, output = checked()
     north = next(line for line in lines(output, "ok") if line.startswith("north") and " limits " in line)
     assert code == 0
     assert "fedavg-kd" in north and "code of other packages: pytest:Item" in north
+    south = next(line for line in lines(output, "ok") if line.startswith("south") and " limits " in line)
+    assert "texts of training examples may be sent" in north and "texts" not in south
 
 
 def test_a_broken_site_file_is_one_problem_among_others(checked, deployment):

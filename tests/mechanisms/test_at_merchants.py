@@ -6,6 +6,7 @@ from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.training.plan import Plan
 
 PRIVATE = {"unit": "example", "epsilon": 1.0}
 
@@ -45,3 +46,12 @@ def test_they_are_nobody_else_s_concern():
     with pytest.raises(ConfigError):
         check("example", harmful)
     assert check("merchant", harmful) is None
+
+
+@pytest.mark.parametrize("unit", ["example", "group"])
+@pytest.mark.parametrize("promise", [{"epsilon": 4.0}, {"noise_multiplier": 1.0}])
+def test_a_plan_without_private_steps_has_nothing_to_protect(unit, promise):
+    experiment = Experiment.parse({"privacy": {"unit": unit, "batch_size": 16, **promise}})
+    mechanism = mechanism_of(experiment)
+    with pytest.raises(ConfigError, match="of which the method plans none"):
+        mechanism.price(experiment, Plan(), 100, 3, (StudentUpdate,))
