@@ -27,7 +27,7 @@ from fed_distill.audit.one_run import best_bound
 from fed_distill.audit.roc import FloatArray
 from fed_distill.audit.white_box import WhiteBoxAudit
 from fed_distill.config import Experiment
-from fed_distill.data.examples import Examples, Task
+from fed_distill.data.examples import Examples
 from fed_distill.data.tasks import RELEVANCE
 from fed_distill.mechanisms.label import ByLabel
 from fed_distill.mechanisms.release import Protection
@@ -113,8 +113,7 @@ class LabelAudit:
         )
         gains = (0.0, 1.0) if self.experiment.data.task == RELEVANCE.name else None
         with self._protection() as protection:
-            task_of_canaries = Task("audit", ("no", "yes"), pair=False, positive="yes", gains=gains)
-            site = RandomizedLabels(protection, one_stage, task_of_canaries)
+            site = RandomizedLabels(protection, one_stage, gains)
             for round in range(1, federation.rounds + 1):
                 weights = {"logit": torch.tensor([1e-3 * round / federation.rounds])}
                 learner = Learner(_MERCHANT, student, weights, student.encode(texts, None), labels, {}, (0,))

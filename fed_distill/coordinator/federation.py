@@ -184,10 +184,12 @@ class Federation:
         )
 
     def chunk(self) -> int:
-        """Number of merchants in a chunk of uplinks, by the size of the largest student."""
-        return chunk_size(
-            max(sum(value.nbytes for value in model.state_dict().values()) for model in self.students.values())
-        )
+        """Number of merchants in a chunk of uplinks, by the size of the largest student or of a merchant's labels."""
+        sizes = [sum(value.nbytes for value in model.state_dict().values()) for model in self.students.values()]
+        rooms = [
+            kind.room(self._context(self.starts[self.global_student])) for kind in self.method.sends if kind.of_labels
+        ]
+        return chunk_size(max(*sizes, *(sum(sum(record.values()) for record in room.values()) for room in rooms), 1))
 
     def answers(
         self,
@@ -197,12 +199,11 @@ class Federation:
         away: frozenset[str] | None = None,
     ) -> Iterator[Chunk]:
         """Yield the answers of the requested merchants, as ``Sites.train`` with this federation's settings."""
-        proxy, classes = self.teacher_labels.shape
         received = None
         if self.codec.cache is not None:
             received = ReceivedSoftLabels.below(self.part.state, self.arm, self.seed, down.round)
             request = received.with_known_rounds(request)
-        context = Context(self.starts[self.global_student], proxy, classes, self.fields)
+        context = self._context(self.starts[self.global_student])
         kinds, deadline = self.method.sends, self.config.deadline
         return self.sites.train(
             request, down, starts, self.chunk(), self.codec, kinds, context, received, deadline, away
@@ -227,14 +228,13 @@ class Federation:
         compared = self.mechanism.compares
         power = 2 if self.mechanism.aggregator_options(self.terms).get("weight") == "examples-squared" else 1
         counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
-        proxy, classes = self.teacher_labels.shape
-        context = Context(state.weights, proxy, classes, self.fields)
+        context = self._context(state.weights)
         return UplinkValidator(chunks, context, len(merchants), number, share, max_norm_ratio, compared, counts)
 
-    @property
-    def fields(self) -> int:
-        """Number of texts of an example."""
-        return self.server.data.task.fields
+    def _context(self, weights: Weights) -> Context:
+        """Return the sizes that payloads must fit, for a student with ``weights``."""
+        proxy, classes = self.teacher_labels.shape
+        return Context(weights, proxy, classes, self.server.data.task.fields)
 
     @property
     def global_student(self) -> str:

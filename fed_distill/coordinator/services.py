@@ -160,7 +160,7 @@ class RoundServices:
         mechanism, epsilon = self.mechanism, self.epsilon
         if not isinstance(mechanism, ByLabel) or epsilon is None:
             raise ConfigError(f"method {self.name} trains on randomized labels: set privacy.unit = 'label'")
-        known = [mechanism.likelihood(sent.labels, sent.outputs, epsilon) for sent in released.values()]
+        known = [mechanism.likelihood(sent.labels.long(), sent.outputs.long(), epsilon) for sent in released.values()]
         phase = Phase(
             of_released(mechanism.label_temperature(epsilon) if mechanism.trains_on_posterior else 1.0),
             epochs=epochs,

@@ -190,7 +190,7 @@ class Deployment:
             "methods": ", ".join(json.dumps(method) for method in self.methods),
             "experiment": self.allowed.what,
             "allowed": self.allowed.in_words,
-            "texts": f"{f'texts = {json.dumps(self.allowed.texts)}':<22}",
+            "texts": f"{f'texts = {json.dumps(self.allowed.texts and self.assigned is not None)}':<22}",
             "imports": f"{f'imports = {json.dumps(list(self.imports))}':<22}",
             "rehearsal": templates.SITE_REHEARSAL if self.assigned is not None else "",
             "units": f"{f'units = {json.dumps(self.allowed.units)}':<22} # {self.allowed.units_note}",

@@ -34,7 +34,7 @@ from torch.nn.functional import one_hot
 
 from fed_distill.config import Experiment, FederationConfig, LabelsConfig, PrivacyConfig
 from fed_distill.data.dataset import IntArray
-from fed_distill.data.examples import UNLABELED, Examples, Task
+from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.mechanisms.base import Protecting, Words
 from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
@@ -244,15 +244,6 @@ class ByLabel(Protecting):
             validation(reproducible_noise),
             noise("each site", reproducible_noise),
         ]
-
-
-def check_public_texts(task: Task) -> None:
-    """Raise ConfigError for a task whose texts are never sent, because they are what customers bought."""
-    if task.of_titles:
-        raise ConfigError(
-            f"the texts of task {task.name!r} are histories of customers, which are not sent: choose a method that "
-            "sends no texts, such as fedavg-kd"
-        )
 
 
 def _distribution(prior: Tensor) -> Tensor:

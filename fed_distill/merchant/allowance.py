@@ -31,7 +31,8 @@ class Allowance:
     """Limits of each merchant, with explanations.
 
     units, max_epsilon: as in a site's ``[limits.default]``, each with a note. what: the experiment that they are for.
-    in_words: description of the limits, as the object of "it allows". texts: the site's rule of this name.
+    in_words: description of the limits, as the object of "it allows". texts: whether the experiment needs the site's
+    rule of this name, which only its staff sets.
     """
 
     units: tuple[str, ...]
@@ -72,7 +73,7 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
     sent = (METHODS.build(one.method, one.options).sends for one in experiment.federations())
     texts = any(kind.of_labels for kinds in sent for kind in kinds)
     if texts:
-        words += "; the texts of labelled training examples are sent, as if they were published"
+        words += "; but not to send the texts of labelled training examples, which it also needs: `texts = true`"
     epsilon_note = f"{exposed}: one run"
     return Allowance((unit,), "training without privacy is not allowed", whole, epsilon_note, what, words, texts)
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fed_distill.data.examples import Examples, Task
-from fed_distill.mechanisms.label import Draw, check_public_texts
-from fed_distill.payloads.released_labels import MOST_EXAMPLES, ReleasedLabels
+from fed_distill.data.examples import Examples
+from fed_distill.mechanisms.label import Draw
+from fed_distill.payloads.released_labels import ReleasedLabels
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,11 @@ class Drawn:
     """
 
     examples: Examples
-    task: Task
     draws: tuple[tuple[Tensor, Draw], ...]
 
     def released(self) -> ReleasedLabels:
-        """Return the randomized labels with their texts, as they may be sent.
-
-        :raises ConfigError: the task's texts are of customers, so that they cannot be public
-        """
-        check_public_texts(self.task)
+        """Return the randomized labels with their texts, as they may be sent."""
         rows = torch.cat([own for own, _ in self.draws])
         labels = torch.cat([draw.labels for _, draw in self.draws])
         outputs = torch.cat([draw.outputs for _, draw in self.draws])
-        sent = ReleasedLabels.of(self.examples.take(rows.numpy()), labels, outputs)
-        return sent.at_most(MOST_EXAMPLES)
+        return ReleasedLabels.of(self.examples.take(rows.numpy()), labels, outputs)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fed_distill.data.examples import Examples, Task
+from fed_distill.data.examples import Examples
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import BudgetExceeded, TrainingError
 from fed_distill.mechanisms.label import ByLabel, Draw
@@ -40,11 +40,14 @@ _REMEDY = "delete it; if the labels cannot be drawn equally again, they are char
 
 @dataclass(frozen=True)
 class RandomizedLabels:
-    """The randomized labels of a site's merchants."""
+    """The randomized labels of a site's merchants.
+
+    gains: gain of each class, None for a task without.
+    """
 
     protection: Protection[Limits]
     mechanism: ByLabel
-    task: Task
+    gains: tuple[float, ...] | None
 
     def learner(self, learner: Learner, examples: Examples, task: RoundTask) -> tuple[Learner, Drawn]:
         """Return ``learner`` with randomized labels in place of its own, and only with examples that have any yet; and
@@ -80,7 +83,7 @@ class RandomizedLabels:
             label_probabilities=torch.cat(targets)[order] if self.mechanism.trains_on_posterior else None,
             label_temperature=temperature,
         )
-        return randomized, Drawn(examples, self.task, tuple(drawn))
+        return randomized, Drawn(examples, tuple(drawn))
 
     def _predicted(self, learner: Learner, rows: Tensor, temperature: float) -> Tensor:
         """Return the probabilities that the round's received student predicts for ``rows``, ``[rows, classes]``."""
@@ -111,7 +114,7 @@ class RandomizedLabels:
         draw = _read(path)
         if draw is None:
             own = self.protection.own_randomness(request.seed)
-            draw = self.mechanism.randomize(labels, prior, spend, basis, own, merchant, self.task.gains)
+            draw = self.mechanism.randomize(labels, prior, spend, basis, own, merchant, self.gains)
             tensors = {"outputs": draw.outputs, "labels": draw.labels}
             write_checkpoint(path, tensors, {"digest": draw.digest}, private=True)
         try:

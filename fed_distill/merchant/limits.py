@@ -2,8 +2,8 @@
 
 A TOML file of the site: ``[rules]`` for the whole site, ``[default]`` for the privacy of all its merchants,
 ``[merchants."NAME"]`` for the limits of one merchant. Defaults are restrictive: unprotected training and test scores
-must be allowed explicitly, and work, time and memory of a request are bounded. A simulation has no file and allows
-everything (``OPEN``).
+must be allowed explicitly, like texts of training examples, and work, time and memory of a request are bounded. A
+simulation has no file and allows everything (``OPEN``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fed_distill.config import PositiveFloat, PositiveInt
 from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.data.examples import Task
 from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed, NotNow
 from fed_distill.mechanisms import MECHANISMS
 from fed_distill.mechanisms.lookup import protected_by_merchants
@@ -155,10 +156,12 @@ class Rules(BaseModel):
         if not self.scores:
             raise NotAllowed("rule scores: test scores are not reported; scores = true allows them")
 
-    def check_texts(self) -> None:
-        """Raise NotAllowed unless texts of labelled examples may be sent."""
+    def check_texts(self, task: Task) -> None:
+        """Raise NotAllowed unless texts of labelled examples of a task may be sent."""
         if not self.texts:
             raise NotAllowed("rule texts: texts of training examples are not sent; texts = true allows it")
+        if task.of_titles:
+            raise NotAllowed(f"rule texts: texts of task {task.name!r} are histories of customers, which are not sent")
 
     def check_models(self, sizes: Iterable[int]) -> None:
         """Raise NotAllowed if any student is too large; ``sizes``: bytes of the weights of each."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.base import Mechanism
@@ -27,7 +28,7 @@ from fed_distill.transport.requests import TrainRequest
 class PrivateStatistics:
     """Each function raises ConfigError if the arm's mechanism does not cover the payload that its result is for.
 
-    learner: the merchant, whose student has its trained weights. classes: their number. members: the merchant's number
+    learner: the merchant, whose student has its trained weights. members: the merchant's number
     of members of the privacy unit, noised if it is private. drawn: its randomized labels, if privacy has them.
     """
 
@@ -35,7 +36,7 @@ class PrivateStatistics:
     holdings: Holdings
     learner: Learner
     request: TrainRequest
-    classes: int
+    task: Task
     members: int
     drawn: Drawn | None = None
 
@@ -53,7 +54,7 @@ class PrivateStatistics:
         """Return the mean representations of the trained student by class."""
         self.mechanism.check_covered(self.request.arm, (Prototypes,))
         represented = represent(self.learner.student, self.learner.private)
-        return Prototypes.over(represented, self.learner.labels, self.classes)
+        return Prototypes.over(represented, self.learner.labels, len(self.task.classes))
 
     def expertise(self) -> Tensor:
         """Return how close each proxy example is to the private ones, in [0, 1], float32 ``[proxy]``.
@@ -79,9 +80,9 @@ class PrivateStatistics:
     def released_labels(self) -> ReleasedLabels:
         """Return the merchant's randomized labels, which were charged before it trained, with their texts.
 
-        :raises NotAllowed: the site's rules do not allow texts to be sent
+        :raises NotAllowed: the site's rules do not allow the task's texts to be sent
         """
-        self.protection.limits.rules.check_texts()
+        self.protection.limits.rules.check_texts(self.task)
         self.mechanism.check_covered(self.request.arm, (ReleasedLabels,))
         if self.drawn is None:
             raise ConfigError(f"federation {self.request.arm} has a privacy unit that does not randomize labels")

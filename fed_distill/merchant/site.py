@@ -174,7 +174,7 @@ class Site:
             self.protection.check_rules(request, round)
             self.check_models(request)
             if any(kind.of_labels for kind in self._arms.method(request.arm).sends):
-                self.protection.limits.rules.check_texts()
+                self.protection.limits.rules.check_texts(self.task)
         except NotAllowed as error:
             _log.warning("the request is refused: %s", error)
             return [self._refusal(merchant, error, request.arm) for merchant in request.merchants]
@@ -271,7 +271,7 @@ class Site:
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             if isinstance(mechanism, ByLabel):
                 examples = self.holdings.merchants[learner.name].train
-                randomized = RandomizedLabels(self.protection, mechanism, self.task)
+                randomized = RandomizedLabels(self.protection, mechanism, self.task.gains)
                 learner, drawn = randomized.learner(learner, examples, task)
                 return Participant(learner, learner.examples(), drawn=drawn)
             return Participant(learner, learner.examples())
@@ -310,7 +310,7 @@ class Site:
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
         statistics = PrivateStatistics(
-            self.protection, self.holdings, learner, request, len(self.task.classes), part.size, part.drawn
+            self.protection, self.holdings, learner, request, self.task, part.size, part.drawn
         )
         trained = Trained(
             fitted.name,

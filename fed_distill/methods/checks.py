@@ -5,7 +5,6 @@ from fed_distill.data.examples import Task
 from fed_distill.distill.transfer import check_soft_label_transfer
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
-from fed_distill.mechanisms.label import check_public_texts
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
 from fed_distill.models.building import is_trainable
@@ -51,6 +50,8 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
             "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
             f"{federation.method} shares one student's weights"
         )
+    if any(kind.of_labels for kind in method.sends) and experiment.training.unlabeled.epochs:
+        raise ConfigError(f"method {federation.method} trains nothing at merchants: set training.unlabeled.epochs = 0")
     if isinstance(method, HasControlVariate) and experiment.transport_of(federation.title).weights:
         raise ConfigError(
             f"method {federation.method} computes control variates at both ends from the same update: drop "
@@ -67,8 +68,11 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
 
 def check_task(experiment: Experiment, federation: FederationConfig, method: Method, task: Task) -> None:
     """Raise ConfigError if the method does not support the merchants' training or the task."""
-    if any(kind.of_labels for kind in method.sends):
-        check_public_texts(task)
+    if task.of_titles and any(kind.of_labels for kind in method.sends):
+        raise ConfigError(
+            f"method {federation.method} sends texts, and those of task {task.name!r} are histories of customers: "
+            "choose another method, such as fedavg-kd"
+        )
     mechanism = mechanism_of(experiment, federation.title)
     private = mechanism.settings if isinstance(mechanism, AtMerchants) else None
     if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):

@@ -6,14 +6,17 @@ model is trained on everything that was released. It requires privacy by ``label
 (``mechanisms.label``): round 1 is stage 1, with a student that has seen public data only as prior; with
 ``privacy.stages = 2`` the second half of the labels is released in round ``privacy.second_stage``.
 
-What a merchant would train at home on its randomized labels is a function of them, so that sending them discloses
-nothing more about labels, and the server does not train on the few noisy labels of one merchant but on those of all.
-Texts and who has them are disclosed, which that unit requires to be public.
+What a merchant would train at home on its randomized labels is a function of them, so that sending them, in an order
+that does not depend on labels, discloses nothing more about labels; and the server does not train on the few noisy
+labels of one merchant but on those of all. Texts and who has them are disclosed, which that unit requires to be public.
+A Byzantine merchant may send any labels, for its share of all examples (``federation.max_share``): there is nothing to
+aggregate, so that ``federation.aggregator`` is not used.
 
 Deviations from the paper: the loss is the likelihood of the released label under the channel, with predictions at
 ``privacy.label_temperature`` (``training.uncertain_labels.of_released``), where the paper has the cross-entropy with
 the released label (``privacy.targets = "labels"``); the student of a stage is trained onwards, not anew. In a round
 without new labels the server trains on the same ones again, so that one round is enough if all merchants participate.
+``training.label_smoothing`` has no effect on this loss.
 
 The defaults were chosen on PriceRunner's validation products.
 """
@@ -54,17 +57,18 @@ class LPMST:
         return Plan()
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Send the randomized labels."""
-        return Uplink(trained.merchant, trained.examples, (trained.released_labels(),))
+        """Send the randomized labels, and as weight their number."""
+        released = trained.released_labels()
+        return Uplink(trained.merchant, len(released.labels), (released,))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Train on all labels; of a merchant at most as many as the examples that it counts for."""
         released = {
-            uplink.merchant: sent.at_most(uplink.examples)
+            uplink.merchant: sent.at_most(uplink.examples, uplink.merchant)
             for uplink in up
             if (sent := uplink.get(ReleasedLabels)) is not None
         }
-        if not any(len(sent.labels) for sent in released.values()):
+        if not released:
             raise UplinkRejected("no merchant sent randomized labels")
         weights = server.train_on_released(state.weights, released, self.epochs, self.learning_rate_scale)
         return replace(state, round=state.round + 1, weights=weights)

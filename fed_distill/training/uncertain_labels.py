@@ -45,7 +45,8 @@ def of_released(temperature: float = 1.0) -> Objective:
     L(k) is the reference ``likelihood`` and p_T the predictions at temperature T. This is the forward correction of
     Patrini et al., CVPR 2017, equation 5, for a channel that may differ by example. Its gradient by a logit is
     ``p_T - q``, where q is the posterior of the true label with prior p_T: that of ``expected`` with the student as it
-    is at this step, instead of at the start of the training. With a likelihood of 0 and 1 it is the cross-entropy.
+    is at this step, instead of at the start of the training. With a likelihood of 0 and 1 it is T times the
+    cross-entropy at temperature T.
     """
 
     def loss(outputs: Outputs, references: References) -> Tensor:

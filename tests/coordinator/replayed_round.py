@@ -59,6 +59,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "prototypes": {"federation.method": "fedproto"},
     "steps": {"federation.method": "scaffold", "training.merchants.optimizer": "sgd"},
     "votes": {"federation.method": "pate"},
+    "randomized labels": {
+        "federation.method": "lp-mst",
+        "privacy.unit": "label",
+        "privacy.epsilon": 1.0,
+        "privacy.texts_public": True,
+    },
 }
 
 
@@ -158,7 +164,7 @@ class Round:
     @cached_property
     def context(self):
         data = load(self.experiment.data)
-        return Context(self.down.weights or self.weights, len(data.proxy), len(data.task.classes))
+        return Context(self.down.weights or self.weights, len(data.proxy), len(data.task.classes), data.task.fields)
 
     @cached_property
     def labels(self):
@@ -189,6 +195,13 @@ class Round:
 
     def distil_onwards(self, weights, soft_labels):
         return {"labels": soft_labels}
+
+    def train_on_released(self, weights, released, epochs, learning_rate_scale):
+        """Instead of a student all that it would have been trained on."""
+        for merchant, sent in released.items():
+            assert len(sent.examples(merchant)) == len(sent.labels)
+        kinds = ("labels", "outputs")
+        return {name: torch.cat([getattr(sent, name).long() for sent in released.values()]) for name in kinds}
 
     def train_teacher(self, state, plan):
         return replace(state, teacher_weights={"labels": plan.phases[0].references["soft_labels"]})

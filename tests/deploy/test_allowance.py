@@ -34,11 +34,11 @@ def test_a_run_without_privacy_is_named_as_what_it_is(experiment):
 
 
 @pytest.mark.parametrize(("method", "sent"), [("lp-mst", True), ("fedavg-kd", False)])
-def test_texts_are_allowed_to_an_experiment_that_sends_them_and_it_is_said(experiment, method, sent):
+def test_it_is_said_that_an_experiment_needs_texts(experiment, method, sent):
     label = {"privacy.unit": "label", "privacy.epsilon": 1.0, "privacy.texts_public": True}
     found = allowance(experiment.with_changes({**label, "federation.method": method, "federation.options": {}}))
     assert found.texts is sent
-    assert ("texts of labelled training examples are sent" in found.in_words) is sent
+    assert ("to send the texts of labelled training examples, which it also needs" in found.in_words) is sent
     assert not allowance(None).texts
 
 

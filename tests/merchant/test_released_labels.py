@@ -1,6 +1,7 @@
 """What a site sends of its labels: charged draws with their texts, and under no other privacy unit anything at all."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -8,17 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from fed_distill.config.privacy import table_of_unit
-from fed_distill.data.examples import Examples
-from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms import MECHANISMS
 from fed_distill.merchant import labels as of_site
-from fed_distill.merchant.drawn_labels import Drawn
 from fed_distill.merchant.limits import Limit, Limits, Rules
 from fed_distill.merchant.opening import open_site
+from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.lp_mst import LPMST
 from fed_distill.payloads.released_labels import ReleasedLabels
-from fed_distill.training.plan import Phase, Plan
+from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.payloads.votes import Votes
 from fed_distill.transport.requests import Refusal
 
 ARM = "lp-mst"
@@ -27,17 +27,13 @@ PUBLIC = Rules(texts=True)
 ALLOWED = Limits(rules=PUBLIC, default=Limit(units=("label",), max_epsilon=3.0))
 
 
-class Grabbing(LPMST):
-    """A hostile method: it claims to send nothing that is private."""
+class Grabbing(FedAvg):
+    """A hostile method that declares an update and reaches for labels. got: what it could lay its hands on."""
 
-    sends = ()
-
-    def plan(self, down):
-        return Plan((Phase(hard_labels(), epochs=1.0),))
+    got: ClassVar[list] = []
 
     def uplink(self, trained, down):
-        sent = trained.released_labels()
-        assert isinstance(sent, ReleasedLabels)
+        self.got.append(trained.released_labels())
         return super().uplink(trained, down)
 
 
@@ -61,6 +57,11 @@ def site_of(world, tmp_path):
         return open_site(world.experiment.with_changes(settings), 0, 1, data or world.data, limits, "s" * 32)
 
     return opened
+
+
+@pytest.fixture(autouse=True)
+def nothing_got():
+    Grabbing.got.clear()
 
 
 @pytest.fixture
@@ -87,12 +88,12 @@ def test_what_is_sent_is_the_charged_draw_with_its_texts_and_the_same_in_all_rou
     site, merchant = site_of(), world.names[0]
     first, later = (ask(site, number).need(ReleasedLabels) for number in (1, 2))
     own = world.data.merchants[merchant].train
-    assert pairs_of(first.examples(merchant)) == pairs_of(own)
     (stored,) = (tmp_path / "ledgers").rglob("*.safetensors")
     drawn = load_file(stored)
-    assert torch.equal(first.labels, drawn["labels"])
-    assert torch.equal(first.outputs, drawn["outputs"])
-    assert not np.array_equal(first.labels.numpy(), own.labels)
+    expected = list(zip(pairs_of(own), drawn["labels"].tolist(), drawn["outputs"].tolist(), strict=True))
+    found = zip(pairs_of(first.examples(merchant)), first.labels.tolist(), first.outputs.tolist(), strict=True)
+    assert list(found) == sorted(expected)
+    assert not np.array_equal(drawn["labels"].numpy(), own.labels)
     assert first.to_records().keys() == later.to_records().keys()
     for name, sent in first.to_records()["released_labels"].items():
         assert torch.equal(sent, later.to_records()["released_labels"][name])
@@ -119,13 +120,30 @@ def test_nothing_of_the_true_labels_is_in_it(world, site_of, ask, tmp_path, monk
     assert [answer.metrics for answer in sent] == [{}, {}]
 
 
+def test_the_order_of_a_table_is_not_in_it(world, site_of, ask, monkeypatch):
+    """A table sorted by label would tell its labels: 99 % of them, where randomized ones alone tell 47 %."""
+    own, sent = world.data.merchants[world.names[0]], []
+    known = {pair: number % 4 for number, pair in enumerate(pairs_of(own.train))}
+
+    def draw(self, merchant, examples, rows, labels, prior, request, spend):
+        fixed = [known[pair] for pair in pairs_of(examples.take(rows.numpy()))]
+        return of_site.Draw("digest", torch.arange(4).expand(len(rows), 4), torch.tensor(fixed))
+
+    monkeypatch.setattr(of_site.RandomizedLabels, "_draw", draw)
+    for order in (np.argsort(own.train.labels), np.argsort(-own.train.labels)):
+        table = replace(own, train=own.train.take(order))
+        site = site_of(data=replace(world.data, merchants={world.names[0]: table}))
+        sent.append(ask(site).need(ReleasedLabels).to_records()["released_labels"])
+    assert all(torch.equal(values, sent[1][name]) for name, values in sent[0].items())
+
+
 def test_equal_texts_are_sent_once(world, site_of, ask):
     own = world.data.merchants[world.names[0]]
     repeated = own.train.take([0, 1, 0, 2, 0])
     site = site_of(data=replace(world.data, merchants={world.names[0]: replace(own, train=repeated)}))
     sent = ask(site)
-    assert pairs_of(sent.need(ReleasedLabels).examples("a")) == pairs_of(own.train.take([0, 1, 2]))
-    assert sent.examples == 5
+    assert pairs_of(sent.need(ReleasedLabels).examples("a")) == sorted(pairs_of(own.train.take([0, 1, 2])))
+    assert sent.examples == 3
 
 
 def test_in_two_stages_each_half_is_sent_once_it_was_drawn(world, site_of, ask):
@@ -156,22 +174,24 @@ UNITS = {
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_no_other_unit_lets_any_method_have_labels(world, site_of, ask, unit):
-    """The declared method is refused whole; one that hides what it sends is refused when it reaches for labels."""
+def test_no_other_unit_lets_any_method_have_labels(site_of, ask, monkeypatch, unit):
+    """The declared method is refused whole; one that does not declare them gets none."""
     open_to_all = Limits(rules=PUBLIC, default=Limit(units=tuple(UNITS), max_epsilon=100.0))
     with pytest.raises(ConfigError, match=r"randomized|without noise|adds noise"):
         ask(site_of(open_to_all, privacy=UNITS[unit]))
-    hostile = site_of(open_to_all, method=GRABBING, privacy=UNITS[unit])
-    try:
-        answer = ask(hostile, arm=GRABBING)
-    except ConfigError:
-        return  # units that count updates or votes refuse a method without them
+    monkeypatch.setattr(Grabbing, "sends", (Votes,) if unit == "vote" else (StudentUpdate,))
+    answer = ask(site_of(open_to_all, method=GRABBING, privacy=UNITS[unit]), arm=GRABBING)
+    assert not Grabbing.got
     assert isinstance(answer, Refusal)
 
 
-def test_a_method_that_does_not_declare_what_it_sends_sends_nothing(site_of, ask):
+def test_under_unit_label_a_method_gets_what_was_charged_and_may_not_send_it_undeclared(site_of, ask, monkeypatch):
+    """That the attempts above are ones that could succeed."""
     answer = ask(site_of(method=GRABBING), arm=GRABBING)
-    assert isinstance(answer, Refusal)
+    assert [type(one) for one in Grabbing.got] == [ReleasedLabels]
+    assert answer.kinds == {StudentUpdate}
+    monkeypatch.setattr(Grabbing, "uplink", LPMST.uplink)
+    assert isinstance(ask(site_of(method=GRABBING), number=2, arm=GRABBING), Refusal)
 
 
 @pytest.mark.parametrize("method", [ARM, GRABBING])
@@ -179,7 +199,7 @@ def test_a_site_that_does_not_allow_texts_sends_none_whatever_a_method_declares(
     """Declared, it is refused by the rule's name before anything is charged."""
     site = site_of(Limits(default=Limit(units=("label",), max_epsilon=3.0)), method=method)
     answer = ask(site, arm=method)
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, Refusal) and not Grabbing.got
     assert "rule texts: texts of training examples are not sent; texts = true allows it" in answer.reason
     assert site.tally.refused == {"texts": 1}
     if method == ARM:
@@ -191,10 +211,11 @@ def test_without_public_texts_the_server_gets_no_labels(site_of, ask):
         ask(site_of(**{"privacy.texts_public": False}))
 
 
-def test_histories_of_customers_are_never_sent(world):
-    own = Examples(("tent | stove",), None, np.array([1]), np.array([0]), ("a",))
-    draws = ((torch.tensor([0]), of_site.Draw("digest", torch.tensor([[0, 1]]), torch.tensor([1]))),)
-    histories = replace(world.data.task, name="recommend")
-    assert len(Drawn(own, world.data.task, draws).released().labels) == 1
-    with pytest.raises(ConfigError, match="'recommend' are histories of customers, which are not sent"):
-        Drawn(own, histories, draws).released()
+@pytest.mark.parametrize("method", [ARM, GRABBING])
+def test_histories_of_customers_are_not_sent_nor_charged_for(world, site_of, ask, method):
+    site = replace(site_of(method=method), task=replace(world.data.task, name="recommend"))
+    answer = ask(site, arm=method)
+    assert isinstance(answer, Refusal) and not Grabbing.got
+    assert "rule texts: texts of task 'recommend' are histories of customers, which are not sent" in answer.reason
+    if method == ARM:
+        assert not site.protection.ledger(method, 0, world.names[0]).path.exists()

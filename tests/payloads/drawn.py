@@ -148,15 +148,14 @@ OUTPUTS = [[0, 1, 2], [0, 0, 2], [-1, 1, 2], [2, 2, 2]]
 
 @st.composite
 def honest_labels(draw):
-    """Pairs of any texts, with one of the outputs of each as label."""
-    count = draw(st.integers(0, 5))
-    outputs = [draw(st.sampled_from(OUTPUTS)) for _ in range(count)]
+    """Distinct pairs of any texts, with one of the outputs of each as label."""
+    text = st.text(st.characters(codec="utf-8"))
+    pairs = draw(st.lists(st.tuples(text, text), min_size=1, max_size=5, unique=True))
+    outputs = [draw(st.sampled_from(OUTPUTS)) for _ in pairs]
     labels = [draw(st.sampled_from(sorted({*row} - {-1}))) for row in outputs]
-    text = st.lists(st.text(st.characters(codec="utf-8")), min_size=count, max_size=count)
-    none = np.full(count, -1)
-    pairs = Examples(tuple(draw(text)), tuple(draw(text)), none, none, ("Nord",) * count)
-    whole = torch.tensor(outputs, dtype=torch.int64).reshape(count, CLASSES)
-    return ReleasedLabels.of(pairs, torch.tensor(labels, dtype=torch.int64), whole)
+    none = np.full(len(pairs), -1)
+    examples = Examples(*map(tuple, zip(*pairs, strict=True)), none, none, ("Nord",) * len(pairs))
+    return ReleasedLabels.of(examples, torch.tensor(labels), torch.tensor(outputs))
 
 
 HONEST = {
@@ -218,7 +217,7 @@ ANY = {
     ControlVariate: WEIGHTS.map(ControlVariate),
     LowRankUpdate: st.builds(LowRankUpdate, any_partial(), WEIGHTS, WEIGHTS),
     LocalSteps: TENSORS.map(LocalSteps),
-    ReleasedLabels: st.builds(ReleasedLabels, TENSORS, *(tensors(np.int64, (2, 3)),) * 4),
+    ReleasedLabels: st.builds(ReleasedLabels, TENSORS, *(tensors(np.int16, (2, 3)),) * 4),
     Prototypes: st.builds(Prototypes, TENSORS, tensors(np.bool_, 2)),
 }
 """What a message can hold, whether it fits a round or not, by kind."""

@@ -120,8 +120,8 @@ LARGEST = {
     Prototypes: Prototypes(torch.ones(CLASSES, 6), torch.ones(CLASSES, dtype=torch.bool)),
     ReleasedLabels: ReleasedLabels(
         torch.full((MOST_BYTES,), 65, dtype=torch.uint8),
-        *(torch.full(shape, 2**40) for shape in ((2 * MOST_EXAMPLES,), (MOST_EXAMPLES, 2), (MOST_EXAMPLES,))),
-        torch.full((MOST_EXAMPLES, CLASSES), 2**40),
+        *(torch.full(shape, 2**30, dtype=torch.int32) for shape in ((2 * MOST_EXAMPLES,), (MOST_EXAMPLES, 2))),
+        *(torch.zeros(shape, dtype=torch.int8) for shape in ((MOST_EXAMPLES,), (MOST_EXAMPLES, CLASSES))),
     ),
     LowRankUpdate: LowRankUpdate(
         PartialWeights(like_updates(IN_FULL), ALL_ROWS, ALL_ROWS),
@@ -172,13 +172,10 @@ def means(two):
     return ClassMeans(torch.stack([two[0], torch.zeros(3), two[1]]), PRESENT)
 
 
-THREE = torch.tensor([[0, 1, 2], [0, 1, 2]])
+THREE = torch.tensor([[0, 1, 2], [0, 1, 2]], dtype=torch.int8)
 RELEASED = ReleasedLabels(
     torch.tensor([*b"tentshoes"], dtype=torch.uint8),
-    torch.tensor([4, 5]),
-    torch.tensor([[0, 1], [1, 1]]),
-    torch.tensor([2, 1]),
-    torch.tensor([[0, 0, 2], [-1, 1, 2]]),
+    *(torch.tensor(one, dtype=torch.int8) for one in ([4, 5], [[0, 1], [1, 1]], [2, 1], [[0, 0, 2], [-1, 1, 2]])),
 )
 TIMES_TWO = {
     StudentUpdate: (

@@ -1,12 +1,10 @@
 """Payloads that do not fit their round are refused, and it is said why."""
 
-import numpy as np
 import pytest
 import torch
 
-from fed_distill.data.examples import Examples
 from fed_distill.models.weights import PartialWeights
-from fed_distill.payloads.base import Context
+from fed_distill.payloads.base import Context, smallest_integers
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
@@ -14,7 +12,7 @@ from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
-from fed_distill.payloads.released_labels import MOST_EXAMPLES, ReleasedLabels
+from fed_distill.payloads.released_labels import MOST_BYTES, MOST_EXAMPLES, ReleasedLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -55,18 +53,14 @@ def prototypes(given=None, present=(True, True)):
 
 def released(text=b"tentshoes", lengths=(4, 5), places=((0,), (1,)), labels=(1, 0), outputs=((-1, 1), (0, 1))):
     whole = (torch.tensor(one) for one in (lengths, places, labels, outputs))
+    whole = (one if one.is_floating_point() else smallest_integers(one) for one in whole)
     return ReleasedLabels(torch.tensor([*text], dtype=torch.uint8), *whole)
 
 
-MANY = torch.zeros(MOST_EXAMPLES + 1, dtype=torch.int64)
+MANY = torch.zeros(MOST_EXAMPLES + 1, dtype=torch.int8)
 ACCEPTED = {
     "released labels": released(),
     "a released label that says nothing": released(outputs=((1, 1), (0, 0))),
-    "no released label": ReleasedLabels.of(
-        Examples((), None, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), ()),
-        MANY[:0],
-        MANY[:0].reshape(0, 2),
-    ),
     "update in part": moved(),
     "update whole": StudentUpdate(dict(CURRENT)),
     "no row of a table": moved(table=torch.ones(0, 2), rows=[]),
@@ -108,12 +102,18 @@ OF_OTHER_SHAPES = {
     "labels as shares": (released(labels=(0.5, NAN)), "labels of released labels are torch.float32"),
     "texts as numbers": (
         ReleasedLabels(*(torch.zeros(shape, dtype=torch.int64) for shape in (3, 1, (1, 1), 1, (1, 2)))),
-        r"text of released labels is torch.int64 \[3\], not a list of torch.uint8",
+        "text of released labels are torch.int64, not integers of a message",
     ),
-    "lengths as a table": (released(lengths=((4,), (5,))), r"lengths of released labels is torch.int64 \[2, 1\]"),
+    "lengths as a table": (released(lengths=((4,), (5,))), r"lengths of released labels have shape \[2, 1\], not"),
     "too many labels": (
         ReleasedLabels(MANY[:0].to(torch.uint8), MANY[:1], MANY.unsqueeze(1), MANY, torch.stack([MANY, MANY], dim=1)),
-        f"there are {MOST_EXAMPLES + 1} released labels, and at most {MOST_EXAMPLES} are allowed",
+        f"there are {MOST_EXAMPLES + 1} released labels, not from 1 to {MOST_EXAMPLES}",
+    ),
+    "no label": (
+        ReleasedLabels(
+            MANY[:0].to(torch.uint8), MANY[:0], MANY[:0].unsqueeze(1), MANY[:0], torch.ones(0, 2).to(MANY.dtype)
+        ),
+        f"there are 0 released labels, not from 1 to {MOST_EXAMPLES}",
     ),
     "control variate of another shape": (ControlVariate({"bias": torch.ones(4)}), r"bias has shape \[4\]"),
     "control variate of another type": (
@@ -226,6 +226,8 @@ OF_OTHER_VALUES = {
         released(labels=(-1, 0), outputs=((-1, -1), (0, 1))),
         "none of the outputs",
     ),
+    "an example twice": (released(places=((1,), (1,))), "released labels have a text or an example twice"),
+    "a text twice": (released(text=b"tenttent", lengths=(4, 4)), "released labels have a text or an example twice"),
     "no text": (released(text=b"tent\xff\xfeoes"), "the texts of released labels are not UTF-8"),
     "half a character": (released(text="tenté   ".encode(), lengths=(5, 4)), "are not UTF-8"),
     "control variate nan": (ControlVariate({"bias": torch.full((3,), NAN)}), "bias has values that are not"),
@@ -304,6 +306,23 @@ def test_of_every_kind_shapes_and_values_are_tried(kind):
     for cases in (OF_OTHER_SHAPES, OF_OTHER_VALUES):
         assert any(type(unfit) is kind for unfit, _ in cases.values())
     assert any(type(one) is kind for one in ACCEPTED.values())
+
+
+def test_a_text_counts_in_each_of_its_examples():
+    """A long query in many pairs is short in a message, and long for a tokenizer."""
+    pairs = Context(CURRENT, *PROXY, fields=2)
+    count, query = 100, MOST_BYTES // 100
+
+    def of(length):
+        titles = [f"{number:03}".encode() for number in range(count)]
+        places = torch.tensor([[0, number + 1] for number in range(count)], dtype=torch.int8)
+        lengths = torch.tensor([length, *(3 for _ in titles)], dtype=torch.int32)
+        text = torch.tensor([*(b"q" * length + b"".join(titles))], dtype=torch.uint8)
+        return ReleasedLabels(text, lengths, places, MANY[:count], torch.stack([MANY[:count], MANY[:count] + 1], dim=1))
+
+    of(query - 3).validate(pairs)
+    with pytest.raises(ValueError, match=f"have more than {MOST_BYTES} bytes in all examples"):
+        of(query).validate(pairs)
 
 
 def test_factors_of_a_rank_that_saves_nothing_are_refused():
