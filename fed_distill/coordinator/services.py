@@ -14,6 +14,7 @@ from fed_distill.config import Experiment, OptimizerConfig
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data.examples import Examples
+from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.evaluation.metrics import Metrics
 from fed_distill.mechanisms.base import Mechanism
@@ -26,7 +27,6 @@ from fed_distill.seeds import Randomness
 from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import public_steps
-from fed_distill.training.uncertain_labels import LIKELIHOOD, of_released
 from fed_distill.transport.messages import Uplink
 
 
@@ -153,24 +153,29 @@ class RoundServices:
         return self.students.distilled_onwards(weights, soft_labels, arm, number)
 
     def train_on_released(
-        self, weights: Weights, released: Mapping[str, ReleasedLabels], epochs: float, learning_rate_scale: float
+        self, weights: Weights, released: Mapping[str, ReleasedLabels], passes: int, learning_rate_scale: float
     ) -> Weights:
         """As ``Services.train_on_released``."""
         self._check("train_on_released")
         mechanism, epsilon = self.mechanism, self.epsilon
         if not isinstance(mechanism, ByLabel) or epsilon is None:
             raise ConfigError(f"method {self.name} trains on randomized labels: set privacy.unit = 'label'")
-        known = [mechanism.likelihood(sent.labels.long(), sent.outputs.long(), epsilon) for sent in released.values()]
-        phase = Phase(
-            of_released(mechanism.label_temperature(epsilon) if mechanism.trains_on_posterior else 1.0),
-            epochs=epochs,
-            references={LIKELIHOOD: torch.cat(known).float()},
-            learning_rate_scale=learning_rate_scale,
+        examples = Examples.concatenate([sent.examples(merchant) for merchant, sent in released.items()])
+        labels, outputs = (
+            torch.cat([getattr(sent, name).long() for sent in released.values()]) for name in ("labels", "outputs")
         )
-        received = Examples.concatenate([sent.examples(merchant) for merchant, sent in released.items()])
         seed, arm, number = self.randomness
-        randomness = (seed, arm, "released labels", number)
-        return self.server.train_on(self.student, weights, received, Plan((phase,)), randomness, self.optimizer)
+        own = (seed, arm, "released labels", number)
+        received = self.server.received(self.student, replace(examples, labels=labels.numpy()), own)
+        plan = Plan((Phase(hard_labels(), epochs=1.0, learning_rate_scale=learning_rate_scale),))
+        for place in range(passes):
+            if mechanism.trains_on_posterior:
+                temperature = mechanism.label_temperature(epsilon)
+                prior = self.server.predicted(self.student, weights, received, temperature)
+                targets = mechanism.targets(labels, outputs, prior, epsilon)
+                received = replace(received, probabilities=targets, temperature=temperature)
+            weights = self.server.train_on(self.student, weights, received, plan, (*own, place))
+        return weights
 
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:
         """As ``Services.train_teacher``."""

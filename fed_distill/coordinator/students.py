@@ -64,6 +64,20 @@ def labels_phase(target: DistillationTarget, labelled: Tensor | None, epochs: fl
     return Phase(objective, epochs=epochs, references={"soft_labels": labelled})
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Encoded examples with int64 ``labels`` ``[examples]``.
+
+    probabilities: where labels are uncertain, those of the true ones ``[examples, classes]``, with predictions at
+    ``temperature`` as prior; None to train on the labels as they are.
+    """
+
+    encoded: Encoded
+    labels: Tensor
+    probabilities: Tensor | None = None
+    temperature: float = 1.0
+
+
 @dataclass
 class ServerTraining:
     """Trains students on the server's examples.
@@ -91,21 +105,24 @@ class ServerTraining:
         :param optimizer: optimizer instead of that of ``[training.server]``
         """
         config = self.config.of_server(optimizer)
-        return self._train(student, weights, plan, randomness, config, progress, "public", [self.data.public])
+        public = self._labelled(student, "public", [self.data.public], randomness)
+        return self._train(student, weights, plan, randomness, config, progress, "public", public)
+
+    def received(self, student: TextModel, examples: Examples, randomness: Randomness) -> Labelled:
+        """Return encoded examples that merchants sent, for ``train_on``."""
+        return self._labelled(student, "received", [examples], randomness)
+
+    def predicted(self, student: TextModel, weights: Weights, received: Labelled, temperature: float) -> Tensor:
+        """Return the probabilities of a student with ``weights`` on received examples, ``[examples, classes]``."""
+        student.load_state_dict(dict(weights))
+        return predict(student, received.encoded, temperature=temperature)
 
     def train_on(
-        self,
-        student: TextModel,
-        weights: Weights,
-        received: Examples,
-        plan: Plan,
-        randomness: Randomness,
-        optimizer: OptimizerConfig,
+        self, student: TextModel, weights: Weights, received: Labelled, plan: Plan, randomness: Randomness
     ) -> dict[str, Tensor]:
-        """Train from ``weights`` on examples that merchants sent, and return the new weights."""
-        return self._train(
-            student, weights, plan, randomness, self.config.of_server(optimizer), None, "received", [received]
-        )
+        """Train from ``weights`` on received examples, as in ``[training.server]``, and return the new weights."""
+        config = self.config.of_server()
+        return self._train(student, weights, plan, randomness, config, None, "received", received)
 
     def train_pooled(
         self,
@@ -117,7 +134,8 @@ class ServerTraining:
     ) -> dict[str, Tensor]:
         """Train on the public and all merchants' examples: the pooled control."""
         config = self.config.of_pooled()
-        return self._train(student, weights, plan, randomness, config, progress, "pooled", self.everybody())
+        pooled = self._labelled(student, "pooled", self.everybody(), randomness)
+        return self._train(student, weights, plan, randomness, config, progress, "pooled", pooled)
 
     def proxy_labels(self, model: TextModel) -> Tensor:
         """Return probabilities of ``model`` on the proxy set ``[proxy, classes]``."""
@@ -136,9 +154,8 @@ class ServerTraining:
         config: TrainerConfig,
         progress: Progress | None,
         name: str,
-        parts: Sequence[Examples],
+        labelled: Labelled,
     ) -> dict[str, Tensor]:
-        labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
         proxy = self._encode(student, "proxy", [self.data.proxy])
         if isinstance(student, FeatureStudent):
             proxy, weights = student.with_partners(proxy, self.data.proxy), student.wrapped(weights)
@@ -146,10 +163,12 @@ class ServerTraining:
             f"the server ({name})",
             student,
             weights,
-            private=self._labelled(student, name, parts, randomness),
-            labels=labels,
+            private=labelled.encoded,
+            labels=labelled.labels,
             proxy=proxy,
             randomness=randomness,
+            label_probabilities=labelled.probabilities,
+            label_temperature=labelled.temperature,
         )
         trainer, plans = build_trainer(config, self.runtime), {learner.name: plan}
         fitted = next(trainer.fit([learner], plans, Pace.of(config), progress))
@@ -164,15 +183,16 @@ class ServerTraining:
         name: str,
         parts: Sequence[Examples],
         randomness: Randomness,
-    ) -> Encoded:
+    ) -> Labelled:
         """Return the labelled examples, with texts augmented for this training if configured."""
+        labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
         if self.config.augmentation.enabled:
             draws = seeds.numpy_stream(*randomness, "augmentation")
             parts = [augmented(Examples.concatenate(parts), self.config.augmentation, draws)]
         elif name in _FIXED:
-            return self._encode(student, name, parts)
+            return Labelled(self._encode(student, name, parts), labels)
         (examples,) = parts
-        return student.encode(examples.texts, examples.pairs)
+        return Labelled(student.encode(examples.texts, examples.pairs), labels)
 
     def _encode(self, student: TextModel, name: str, parts: Sequence[Examples]) -> Encoded:
         key = (blueprint_of(student.student if isinstance(student, FeatureStudent) else student), name)

@@ -30,7 +30,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from fed_distill.config import Experiment, FederationConfig, LabelsConfig, PrivacyConfig
 from fed_distill.data.dataset import IntArray
@@ -40,7 +39,7 @@ from fed_distill.mechanisms.base import Protecting, Words
 from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
 from fed_distill.payloads.base import Payload
 from fed_distill.privacy.exposure import MOVED_BY, LabelSpend
-from fed_distill.privacy.randomized_response import bins, candidates, likelihood, posterior, randomized
+from fed_distill.privacy.randomized_response import bins, candidates, posterior, randomized
 from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.transport.messages import Kinds
@@ -207,27 +206,15 @@ class ByLabel(Protecting):
         """Whether training targets are probabilities of the true label; otherwise they are the randomized labels."""
         return self.settings.targets == "posterior"
 
-    def targets(self, draw: Draw, prior: Tensor, epsilon: float) -> Tensor:
+    def targets(self, labels: Tensor, outputs: Tensor, prior: Tensor, epsilon: float) -> Tensor:
         """Return the probabilities of the true labels to train with, ``[examples, classes]``.
-
-        :param draw: the released labels
-        :param prior: predictions of the round's received student ``[examples, classes]``
-        :param epsilon: epsilon of a label
-        """
-        return posterior(draw.labels, _distribution(prior), draw.outputs, epsilon)
-
-    def likelihood(self, labels: Tensor, outputs: Tensor, epsilon: float) -> Tensor:
-        """Return the probability of released labels for each true one that training assumes, ``[examples, classes]``.
-
-        With ``targets = "labels"``, those of labels without noise: 1 for the class that was released.
 
         :param labels: released labels, int64 ``[examples]``
         :param outputs: see ``Draw``
+        :param prior: predictions of the round's first student ``[examples, classes]``
         :param epsilon: epsilon of a label
         """
-        if not self.trains_on_posterior:
-            return one_hot(labels, outputs.shape[1]).double()
-        return likelihood(labels, outputs, epsilon)
+        return posterior(labels, _distribution(prior), outputs, epsilon)
 
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True

@@ -72,7 +72,7 @@ class RandomizedLabels:
             drawn.append((distinct, draw))
             rows.append(own)
             labels.append(draw.labels[of_row])
-            targets.append(self.mechanism.targets(draw, predicted, epsilon)[of_row])
+            targets.append(self.mechanism.targets(draw.labels, draw.outputs, predicted, epsilon)[of_row])
         order = torch.argsort(torch.cat(rows))
         place = torch.cat(rows)[order]
         randomized = replace(

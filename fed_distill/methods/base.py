@@ -90,14 +90,14 @@ class Services(Protocol):
         """
 
     def train_on_released(
-        self, weights: Weights, released: Mapping[str, ReleasedLabels], epochs: float, learning_rate_scale: float
+        self, weights: Weights, released: Mapping[str, ReleasedLabels], passes: int, learning_rate_scale: float
     ) -> Weights:
-        """Continue training of the global student from ``weights`` on merchants' randomized labels, by the likelihood
-        of what was released (``training.uncertain_labels.of_released``).
+        """Continue training of the global student from ``weights`` on merchants' randomized labels: on the
+        probabilities of the true ones, with the student's predictions before each pass as prior (``mechanisms.label``).
 
         :param released: randomized labels by merchant
-        :param epochs: epochs over all of them
-        :param learning_rate_scale: factor of the server's learning rate
+        :param passes: number of passes, each a training of one epoch as in [training.server]
+        :param learning_rate_scale: factor of its learning rate
         """
 
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:

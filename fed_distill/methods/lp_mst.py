@@ -12,22 +12,19 @@ labels of one merchant but on those of all. Texts and who has them are disclosed
 A Byzantine merchant may send any labels, for its share of all examples (``federation.max_share``): there is nothing to
 aggregate, so that ``federation.aggregator`` is not used.
 
-Deviations from the paper: the loss is the likelihood of the released label under the channel, with predictions at
-``privacy.label_temperature`` (``training.uncertain_labels.of_released``), where the paper has the cross-entropy with
-the released label (``privacy.targets = "labels"``); the student of a stage is trained onwards, not anew. In a round
+Deviations from the paper: targets are the probabilities of the true labels given the released ones, with the student
+before each pass, at ``privacy.label_temperature``, as prior, which is expectation maximization; the paper has the
+released labels (``privacy.targets = "labels"``). The student of a stage is trained onwards, not anew. In a round
 without new labels the server trains on the same ones again, so that one round is enough if all merchants participate.
-``training.label_smoothing`` has no effect on this loss.
 
 The defaults were chosen on PriceRunner's validation products.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
-
-from fed_distill.config import PositiveFloat
+from fed_distill.config import PositiveFloat, PositiveInt
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.payloads.released_labels import ReleasedLabels
@@ -38,10 +35,10 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class LPMST:
-    """epochs: the server's epochs over the labels that it received in a round. learning_rate_scale: factor of the rate
-    of [training.server]."""
+    """passes: the server's passes over the labels that it received in a round, each with new targets.
+    learning_rate_scale: factor of the rate of [training.server]."""
 
-    epochs: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 2.0
+    passes: PositiveInt = 2
     learning_rate_scale: PositiveFloat = 0.3
     sends: ClassVar[Kinds] = (ReleasedLabels,)
     receives: ClassVar[Kinds] = (StudentWeights,)
@@ -70,5 +67,5 @@ class LPMST:
         }
         if not released:
             raise UplinkRejected("no merchant sent randomized labels")
-        weights = server.train_on_released(state.weights, released, self.epochs, self.learning_rate_scale)
+        weights = server.train_on_released(state.weights, released, self.passes, self.learning_rate_scale)
         return replace(state, round=state.round + 1, weights=weights)

@@ -139,21 +139,11 @@ def posterior(released: Tensor, prior: Tensor, outputs: Tensor, epsilon: float) 
     :param outputs: outputs ``[examples, classes]``
     :param epsilon: epsilon of a label
     """
-    joint = prior * likelihood(released, outputs, epsilon)
-    return (joint / joint.sum(dim=1, keepdim=True)).float()
-
-
-def likelihood(released: Tensor, outputs: Tensor, epsilon: float) -> Tensor:
-    """Return the probability of the released label for each true one, float64 ``[examples, classes]``.
-
-    :param released: randomized labels, int64 ``[examples]``
-    :param outputs: outputs ``[examples, classes]``
-    :param epsilon: epsilon of a label
-    """
     counts = _possible(outputs).sum(dim=1, keepdim=True).double()
     wrong = 1.0 / (math.exp(min(epsilon, 700.0)) + counts - 1.0)
-    known = torch.where(outputs == released.unsqueeze(1), 1.0 - (counts - 1.0) * wrong, wrong)
-    return torch.where(outputs >= 0, known, 1.0 / counts)
+    likelihood = torch.where(outputs == released.unsqueeze(1), 1.0 - (counts - 1.0) * wrong, wrong)
+    joint = prior * torch.where(outputs >= 0, likelihood, 1.0 / counts)
+    return (joint / joint.sum(dim=1, keepdim=True)).float()
 
 
 def _possible(outputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training with labels of which only probabilities, or the released values of a known channel, are known."""
+"""Training with labels of which only probabilities are known."""
 
 from dataclasses import replace
 
@@ -10,8 +10,6 @@ from fed_distill.training.plan import Objective, References
 
 LABEL_PROBABILITIES = "label_probabilities"
 """Reference with the probabilities of each example's label, ``[examples, classes]``."""
-LIKELIHOOD = "likelihood"
-"""Reference with the probability of what was released of each example for each true label, ``[examples, classes]``."""
 
 
 def expected(objective: Objective, temperature: float = 1.0) -> Objective:
@@ -37,21 +35,3 @@ def expected(objective: Objective, temperature: float = 1.0) -> Objective:
         return temperature * (probabilities * torch.stack(each, dim=1)).sum(dim=1)
 
     return mean
-
-
-def of_released(temperature: float = 1.0) -> Objective:
-    """Return the negative log-likelihood of released labels, ``-T log sum over k of p_T(k) L(k)``.
-
-    L(k) is the reference ``likelihood`` and p_T the predictions at temperature T. This is the forward correction of
-    Patrini et al., CVPR 2017, equation 5, for a channel that may differ by example. Its gradient by a logit is
-    ``p_T - q``, where q is the posterior of the true label with prior p_T: that of ``expected`` with the student as it
-    is at this step, instead of at the start of the training. With a likelihood of 0 and 1 it is T times the
-    cross-entropy at temperature T.
-    """
-
-    def loss(outputs: Outputs, references: References) -> Tensor:
-        predicted = (outputs.logits / temperature).log_softmax(dim=-1)
-        known = references[LIKELIHOOD].to(predicted.dtype).log()
-        return -temperature * torch.logsumexp(predicted + known, dim=-1)
-
-    return loss

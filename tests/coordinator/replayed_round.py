@@ -196,7 +196,7 @@ class Round:
     def distil_onwards(self, weights, soft_labels):
         return {"labels": soft_labels}
 
-    def train_on_released(self, weights, released, epochs, learning_rate_scale):
+    def train_on_released(self, weights, released, passes, learning_rate_scale):
         """Instead of a student all that it would have been trained on."""
         for merchant, sent in released.items():
             assert len(sent.examples(merchant)) == len(sent.labels)

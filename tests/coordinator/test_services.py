@@ -11,6 +11,7 @@ from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.config import LabelsConfig
 from fed_distill.config.optimizer import OptimizerConfig
 from fed_distill.coordinator.services import RoundServices, Teacher
+from fed_distill.coordinator.students import Labelled
 from fed_distill.data.examples import Examples
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
 from fed_distill.mechanisms.label import ByLabel
@@ -18,12 +19,10 @@ from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.feddf import FedDF
 from fed_distill.methods.lp_mst import LPMST
-from fed_distill.models.base import Outputs
 from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.training.uncertain_labels import LIKELIHOOD
 from fed_distill.transport.messages import Uplink
 
 
@@ -107,42 +106,51 @@ def test_early_stopping_needs_to_know_which_phase_ends():
         EarlyStopping(1, 1).chunks(Plan((phase, phase)), 6)
 
 
-@pytest.mark.parametrize("changes", [{}, {"targets": "labels"}])
-def test_randomized_labels_are_trained_on_by_their_likelihood(changes):
-    """Of all merchants, each text beside its own label, with the chances of randomized response or, with
-    ``targets = "labels"``, as if there was no noise."""
+@pytest.mark.parametrize("changes", [{}, {"targets": "labels"}, {"label_temperature": 2.0}])
+def test_randomized_labels_of_all_merchants_are_trained_on_with_the_student_as_prior(changes):
+    """Each text beside its own label. The prior is the student before each pass, at the temperature of the training."""
     labels = ByLabel("label", LabelsConfig(texts_public=True, **changes))
-    seen = []
+    logits, seen = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.5, 0.0]]), []
 
-    def train_on(model, weights, examples, plan, randomness, optimizer):
-        seen.append((examples, plan.phases, randomness))
-        return weights
+    def received(model, examples, randomness):
+        seen.append((examples, randomness))
+        return Labelled({"texts": examples.texts}, torch.from_numpy(examples.labels))
+
+    def predicted(model, weights, received, temperature):
+        return (weights["scale"] * logits / temperature).softmax(dim=1)
+
+    def train_on(model, weights, received, plan, randomness):
+        seen.append((received, plan.phases, randomness))
+        return {"scale": weights["scale"] + 1}
 
     unused = dict.fromkeys(("count", "students", "student", "teacher", "optimizer", "score", "local_rate"))
     services = RoundServices(
         LPMST(),
         "lp-mst",
         WeightedMean(),
-        server=SimpleNamespace(train_on=train_on),
+        server=SimpleNamespace(train_on=train_on, predicted=predicted, received=received),
         randomness=(0, "a", 2),
         mechanism=labels,
         epsilon=math.log(3.0),
         **unused,
     )
     released = {"a": released_of("tent", "shoes", labels=[1, 0]), "b": released_of("stove", labels=[1])}
-    services.train_on_released({}, released, 3.0, 0.5)
-    ((examples, (phase,), randomness),) = seen
+    assert services.train_on_released({"scale": 1}, released, 2, 0.5) == {"scale": 3}
+    (examples, own), *passes = seen
     assert (examples.texts, examples.merchants) == (("shoes", "tent", "stove"), ("a", "a", "b"))
-    assert (phase.data, phase.epochs, phase.learning_rate_scale) == ("private", 3.0, 0.5)
-    assert randomness == (0, "a", "released labels", 2)
-    right, wrong = (1.0, 0.0) if changes else (0.75, 0.25)
-    expected = torch.tensor([[right, wrong], [wrong, right], [wrong, right]])
-    torch.testing.assert_close(phase.references[LIKELIHOOD], expected)
-    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.5, 0.0]])
-    temperature = 1.0 if changes else 8.0 / math.log(3.0)
-    predicted = (logits / temperature).softmax(dim=1)
-    losses = phase.objective(Outputs(logits), phase.references)
-    torch.testing.assert_close(losses, -temperature * (predicted * expected).sum(dim=1).log())
+    assert examples.labels.tolist() == [0, 1, 1]
+    assert own == (0, "a", "released labels", 2)
+    assert [randomness for *_, randomness in passes] == [(*own, 0), (*own, 1)]
+    odds = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.25, 0.75]])  # e^epsilon = 3
+    for place, (sent, (phase,), _) in enumerate(passes):
+        assert (phase.data, phase.epochs, phase.learning_rate_scale) == ("private", 1.0, 0.5)
+        assert sent.encoded == {"texts": examples.texts} and sent.labels.tolist() == [0, 1, 1]
+        if "targets" in changes:
+            assert sent.probabilities is None and sent.temperature == 1.0
+            continue
+        assert sent.temperature == changes.get("label_temperature", 8.0 / math.log(3.0))
+        joint = ((place + 1) * logits / sent.temperature).softmax(dim=1) * odds
+        torch.testing.assert_close(sent.probabilities, joint / joint.sum(dim=1, keepdim=True))
 
 
 def released_of(*texts, labels):
@@ -155,4 +163,4 @@ def test_without_randomized_labels_there_is_nothing_to_train_on():
     unused = dict.fromkeys(("count", "students", "server", "student", "teacher", "optimizer", "score", "local_rate"))
     services = RoundServices(LPMST(), "lp-mst", WeightedMean(), randomness=(0, "a", 1), mechanism=None, **unused)
     with pytest.raises(ConfigError, match=r"set privacy\.unit = 'label'"):
-        services.train_on_released({}, {}, 1.0, 1.0)
+        services.train_on_released({}, {}, 1, 1.0)

@@ -63,8 +63,8 @@ class Recording:
     def distil_onwards(self, weights, soft_labels):
         return {"w": soft_labels, "from": weights["w"]}
 
-    def train_on_released(self, weights, released, epochs, learning_rate_scale):
-        self.released.append((released, epochs, learning_rate_scale))
+    def train_on_released(self, weights, released, passes, learning_rate_scale):
+        self.released.append((released, passes, learning_rate_scale))
         return {"w": weights["w"] + 1.0}
 
     def train_teacher(self, state, plan):

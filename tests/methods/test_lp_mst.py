@@ -33,10 +33,10 @@ def test_merchants_get_the_student_train_nothing_and_send_what_was_randomized(st
 
 
 def test_the_server_trains_on_all_of_them_from_where_the_student_is(state, server):
-    merged = LPMST(epochs=3.0, learning_rate_scale=0.5).merge(state, iter([uplink("a", 4), uplink("b", 2)]), server)
-    ((released, epochs, scale),) = server.released
+    merged = LPMST(passes=3, learning_rate_scale=0.5).merge(state, iter([uplink("a", 4), uplink("b", 2)]), server)
+    ((released, passes, scale),) = server.released
     assert {merchant: len(sent.labels) for merchant, sent in released.items()} == {"a": 4, "b": 2}
-    assert (epochs, scale) == (3.0, 0.5)
+    assert (passes, scale) == (3, 0.5)
     assert merged.round == state.round + 1
     torch.testing.assert_close(merged.weights["w"], state.weights["w"] + 1.0)
 

@@ -12,15 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from fed_distill.privacy.randomized_response import (
-    RESOLUTION,
-    bins,
-    candidates,
-    likelihood,
-    output_weights,
-    posterior,
-    randomized,
-)
+from fed_distill.privacy.randomized_response import RESOLUTION, bins, candidates, output_weights, posterior, randomized
 from fed_distill.seeds import Keystream
 
 getcontext().prec = 60
@@ -150,17 +142,6 @@ def test_labels_are_drawn_with_these_probabilities():
         for share, weight in zip(found.tolist(), weights, strict=True):
             expected = weight / WHOLE
             assert abs(share - expected) <= 5 * math.sqrt(expected * (1 - expected) / count)
-
-
-@pytest.mark.parametrize("epsilon", [0.5, 1.0, 4.0, 800.0])
-def test_the_likelihood_is_the_distribution_that_labels_are_drawn_from(epsilon):
-    outputs = torch.tensor([[0, 1, 2], [0, 0, 2], [-1, 1, 2], [2, 2, 2]])
-    for true in range(3):
-        weights = output_weights(torch.full((4,), true), outputs, epsilon).double() / RESOLUTION
-        for released in range(3):
-            possible = (outputs == released).any(dim=1)
-            found = likelihood(torch.full((4,), released), outputs, epsilon)[:, true]
-            torch.testing.assert_close(found[possible], weights[possible, released], atol=1e-12, rtol=1e-12)
 
 
 def test_the_posterior_is_that_of_bayes():

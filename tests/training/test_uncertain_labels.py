@@ -5,7 +5,7 @@ import torch
 
 from fed_distill.distill.losses import hard_labels
 from fed_distill.models.base import Outputs
-from fed_distill.training.uncertain_labels import LABEL_PROBABILITIES, LIKELIHOOD, expected, of_released
+from fed_distill.training.uncertain_labels import LABEL_PROBABILITIES, expected
 
 
 def test_cross_entropy_becomes_that_of_the_probabilities():
@@ -51,33 +51,3 @@ def test_an_error_of_a_sure_student_is_felt_only_at_a_high_temperature():
 
     assert mean_gradient(1.0) < 0.0
     assert mean_gradient(16.0) / mean_gradient(1.0) > 10.0
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
-def test_the_likelihood_of_a_release_is_a_sum_over_true_labels(temperature):
-    """By hand: the chance that the student's label, drawn at this temperature, would have been released so."""
-    logits = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, -3.0]], dtype=torch.float64, requires_grad=True)
-    known = torch.tensor([[0.7, 0.15, 0.15], [0.5, 0.3, 0.3]], dtype=torch.float64)
-    losses = of_released(temperature)(Outputs(logits), {LIKELIHOOD: known})
-    losses.sum().backward()
-    for row in range(2):
-        powers = [torch.exp(logit / temperature).item() for logit in logits[row]]
-        predicted = [power / sum(powers) for power in powers]
-        joint = [p * chance.item() for p, chance in zip(predicted, known[row], strict=True)]
-        assert losses[row].item() == pytest.approx(-temperature * torch.tensor(sum(joint)).log().item())
-        gradient = [p - one / sum(joint) for p, one in zip(predicted, joint, strict=True)]
-        torch.testing.assert_close(logits.grad[row], torch.tensor(gradient, dtype=torch.float64))
-
-
-def test_its_gradient_is_that_of_expected_at_the_start_and_without_noise_it_is_cross_entropy():
-    logits, truth = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 1, 1, 2])
-    known = torch.full((5, 4), 0.1).scatter_(1, truth.unsqueeze(1), 0.7)
-    one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    of_released(8.0)(Outputs(one), {LIKELIHOOD: known}).sum().backward()
-    posterior = (logits / 8.0).softmax(dim=1) * known
-    references = {"labels": truth, LABEL_PROBABILITIES: posterior / posterior.sum(dim=1, keepdim=True)}
-    expected(hard_labels(), 8.0)(Outputs(other), references).sum().backward()
-    torch.testing.assert_close(one.grad, other.grad)
-    sure = {LIKELIHOOD: torch.nn.functional.one_hot(truth, 4).double()}
-    found = of_released()(Outputs(logits), sure)
-    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, truth, reduction="none"))
