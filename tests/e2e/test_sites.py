@@ -252,6 +252,33 @@ def test_no_app_that_a_server_sends_runs_at_any_site(deployment, app):
         assert not (folder / "imported").exists() and not (folder / "flwr" / "apps").exists()
 
 
+def test_randomized_labels_leave_sites_only_where_their_own_rules_allow_texts(
+    deployment, experiment, distance, tmp_path
+):
+    label = {"unit": "label", "epsilon": 1.0, "texts_public": True}
+    method = {"federation.method": "lp-mst", "federation.options": {}, "federation.rounds": 1}
+    labels = experiment.with_changes({"privacy": label, "name": "labels", **method})
+    file = deployment.folder / "labels.toml"
+    file.write_text(labels.to_toml())
+    command = [BIN / "fed-distill", "sites", "run", file, deployment.folder, "--set", f"runtime.folder={tmp_path}"]
+    manifests = {path: path.read_text() for path in deployment.folder.glob("sites/*/site.toml")}
+    try:
+        for path, text in manifests.items():
+            path.write_text(text.replace('units = ["example"]', 'units = ["example", "label"]'))
+        refused = deployment.run(*command)
+        assert refused.returncode != 0
+        assert "rule texts: texts of training examples are not sent" in refused.stdout + refused.stderr
+        for path in manifests:
+            path.write_text(path.read_text().replace("texts = false", "texts = true"))
+        done = deployment.run(*command)
+        student = tmp_path / "labels" / "student" / "model.safetensors"
+        assert done.returncode == 0 and student.exists(), done.stdout + done.stderr + deployment.log("north")
+        assert distance(load_file(student), load_file(run(labels).student / "model.safetensors")) < 1e-5
+    finally:
+        for path, text in manifests.items():
+            path.write_text(text)
+
+
 def test_a_run_that_fails_at_the_server_is_an_error_of_the_command(deployment):
     failed = deployment.run(*deployment.run_command("--set", "runtime.folder=/proc/nowhere"))
     assert failed.returncode == 2, failed.stdout
