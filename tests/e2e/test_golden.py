@@ -21,7 +21,8 @@ QUICK = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3}
 SGD = {"training.merchants.optimizer": "sgd", "training.merchants.learning_rate": 0.1}
 BERT = {"student.model": "bert-mini", "student.options": {"rows": 512, "width": 16, "layers": 2, "max_length": 24}}
 PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.training.optimizer": "sgd"}
-METHOD_OPTIONS = {"scaffold": SGD, "selective-fd": {"federation.options": {"max_entropy": 0.99}}}
+LABELS = {"privacy.unit": "label", "privacy.epsilon": 2.0, "privacy.texts_public": True}
+METHOD_OPTIONS = {"scaffold": SGD, "selective-fd": {"federation.options": {"max_entropy": 0.99}}, "lp-mst": LABELS}
 TRANSFERS = ("decisions", "hints", "hidden", "attention", "relations")
 ORDERS = ("ranking", "listwise")
 
