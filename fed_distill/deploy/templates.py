@@ -293,10 +293,10 @@ Later:
   `fed-distill sites join .` again, which rewrites the start files.
 
 Data that leave this machine: the names of this site and its merchants; the method's payloads, which the run's report
-lists with their protection; with `"none"` or `"label"` in `units`, also each merchant's number of training examples and
-training loss; with `scores = true`, the number of a merchant's correct test examples; with
+lists with their protection; with any unit in `units` but `"example"` and `"group"`, also each merchant's number of
+training examples and training loss; with `scores = true`, the number of a merchant's correct test examples; with
 `texts = true`, the texts of labelled training examples beside randomized labels. Requests for scores are checked by the
-same rules as requests to train. Nothing else of your rows leaves.
+same rules as requests to train. Rows leave in no other form.
 """)
 
 OPERATOR_INSTRUCTIONS = Template("""\

@@ -211,7 +211,7 @@ class ByLabel(Protecting):
 
         :param labels: released labels, int64 ``[examples]``
         :param outputs: see ``Draw``
-        :param prior: predictions of the round's first student ``[examples, classes]``
+        :param prior: predictions of the student before this training ``[examples, classes]``
         :param epsilon: epsilon of a label
         """
         return posterior(labels, _distribution(prior), outputs, epsilon)

@@ -73,7 +73,7 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
     sent = (METHODS.build(one.method, one.options).sends for one in experiment.federations())
     texts = any(kind.of_labels for kinds in sent for kind in kinds)
     if texts:
-        words += "; but not to send the texts of labelled training examples, which it also needs: `texts = true`"
+        words += ". The experiment also needs `texts = true`, to send the texts of labelled training examples"
     epsilon_note = f"{exposed}: one run"
     return Allowance((unit,), "training without privacy is not allowed", whole, epsilon_note, what, words, texts)
 

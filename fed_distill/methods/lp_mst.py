@@ -3,21 +3,22 @@
 Ghazi, Golowich, Kumar, Manurangsi and Zhang, "Deep learning with label differential privacy", NeurIPS 2021, algorithm 3
 (label privacy by multi-stage training): labels are randomized with the previous stage's model as prior, and the next
 model is trained on everything that was released. It requires privacy by ``label``, which draws the labels
-(``mechanisms.label``): round 1 is stage 1, with a student that has seen public data only as prior; with
+(``mechanisms.label``): round 1 is stage 1, whose prior is a student that has seen only public data; with
 ``privacy.stages = 2`` the second half of the labels is released in round ``privacy.second_stage``.
 
-What a merchant would train at home on its randomized labels is a function of them, so that sending them, in an order
-that does not depend on labels, discloses nothing more about labels; and the server does not train on the few noisy
+What a merchant would train at home on its randomized labels is a function of them and of public texts in the order of
+its table. Sending them in an order that does not depend on labels discloses nothing more about labels, and the server does not train on the few noisy
 labels of one merchant but on those of all. Texts and who has them are disclosed, which that unit requires to be public.
 A Byzantine merchant may send any labels, for its share of all examples (``federation.max_share``): there is nothing to
 aggregate, so that ``federation.aggregator`` is not used.
 
 Deviations from the paper: targets are the probabilities of the true labels given the released ones, with the student
 before each pass, at ``privacy.label_temperature``, as prior, which is expectation maximization; the paper has the
-released labels (``privacy.targets = "labels"``). The student of a stage is trained onwards, not anew. In a round
-without new labels the server trains on the same ones again, so that one round is enough if all merchants participate.
+released labels (``privacy.targets = "labels"``). The student of a stage is trained onwards, not anew. One round is
+enough for one stage if all merchants participate: in a later one they send the same labels, and the server trains on
+them again.
 
-The defaults were chosen on PriceRunner's validation products.
+The defaults were chosen on validation products of PriceRunner's first split.
 """
 
 from collections.abc import Iterable

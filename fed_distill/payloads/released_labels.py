@@ -16,6 +16,8 @@ MOST_EXAMPLES = 65_536
 """Maximum number of examples of a merchant in one message, fewer with many classes: ``most_examples``."""
 MOST_BYTES = 16 * 2**20
 """Maximum bytes of the texts of all its examples."""
+LONGEST = 2**16
+"""Maximum bytes of the texts of an example that a merchant sends."""
 _MOST_OUTPUTS = 2**24
 """Maximum number of outputs of all its examples."""
 _FIELDS = 2
@@ -58,15 +60,18 @@ class ReleasedLabels(Payload):
 
     @classmethod
     def of(cls, examples: Examples, labels: Tensor, outputs: Tensor) -> Self:
-        """Return the payload for ``examples`` with distinct texts, whose own labels and order are not used; of too many
-        for one message, every second, or fourth ... in the order of their texts.
+        """Return the payload for ``examples``, whose own labels and order are not used.
+
+        An example with more than ``LONGEST`` bytes, or the bytes of one before, is left out. Of too many for one
+        message every second is sent, or every fourth ... in the order of their texts.
 
         :param labels: released classes, int64 ``[examples]``
         :param outputs: the class that is released for each class, int64 ``[examples, classes]``
         """
         fields = [examples.texts, *([] if examples.pairs is None else [examples.pairs])]
         texts = [tuple(text.encode("utf-8", "replace") for text in own) for own in zip(*fields, strict=True)]
-        rows = sorted(range(len(texts)), key=texts.__getitem__)
+        first = {own: row for row, own in reversed(list(enumerate(texts))) if sum(map(len, own)) <= LONGEST}
+        rows = [first[own] for own in sorted(first)]
         most = most_examples(outputs.shape[1])
         while len(rows) > most or sum(len(text) for row in rows for text in texts[row]) > MOST_BYTES:
             rows = rows[::2]

@@ -18,6 +18,7 @@ from torch import Tensor
 from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context, Payload, Room
+from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.transport.arrays import layout_of, read_array
 from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 
@@ -211,6 +212,9 @@ def check_uplink(up: Uplink, context: Context) -> None:
             payload.validate(context)
         except ValueError as error:
             raise UplinkRejected(f"merchant {up.merchant}: {error}") from error
+    released = up.get(ReleasedLabels)
+    if released is not None and len(released.labels) != up.examples:  # claims limit what other merchants count for
+        raise UplinkRejected(f"merchant {up.merchant}: {up.examples} examples, but {len(released.labels)} labels")
 
 
 def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:

@@ -38,7 +38,7 @@ def test_it_is_said_that_an_experiment_needs_texts(experiment, method, sent):
     label = {"privacy.unit": "label", "privacy.epsilon": 1.0, "privacy.texts_public": True}
     found = allowance(experiment.with_changes({**label, "federation.method": method, "federation.options": {}}))
     assert found.texts is sent
-    assert ("to send the texts of labelled training examples, which it also needs" in found.in_words) is sent
+    assert ("also needs `texts = true`, to send the texts of labelled training examples" in found.in_words) is sent
     assert not allowance(None).texts
 
 

@@ -260,17 +260,17 @@ def test_randomized_labels_leave_sites_only_where_their_own_rules_allow_texts(
     labels = experiment.with_changes({"privacy": label, "name": "labels", **method})
     file = deployment.folder / "labels.toml"
     file.write_text(labels.to_toml())
-    command = [BIN / "fed-distill", "sites", "run", file, deployment.folder, "--set", f"runtime.folder={tmp_path}"]
+    command = [BIN / "fed-distill", "sites", "run", file, deployment.folder, "--set"]
     manifests = {path: path.read_text() for path in deployment.folder.glob("sites/*/site.toml")}
     try:
         for path, text in manifests.items():
             path.write_text(text.replace('units = ["example"]', 'units = ["example", "label"]'))
-        refused = deployment.run(*command)
+        refused = deployment.run(*command, f"runtime.folder={tmp_path / 'refused'}")
         assert refused.returncode != 0
         assert "rule texts: texts of training examples are not sent" in refused.stdout + refused.stderr
         for path in manifests:
             path.write_text(path.read_text().replace("texts = false", "texts = true"))
-        done = deployment.run(*command)
+        done = deployment.run(*command, f"runtime.folder={tmp_path}")
         student = tmp_path / "labels" / "student" / "model.safetensors"
         assert done.returncode == 0 and student.exists(), done.stdout + done.stderr + deployment.log("north")
         assert distance(load_file(student), load_file(run(labels).student / "model.safetensors")) < 1e-5

@@ -1,11 +1,15 @@
 """Randomized labels in a message: what decides their order, and which ones are left out of one that is too large."""
 
 import numpy as np
+import pytest
 import torch
 
 from fed_distill.data.examples import Examples
+from fed_distill.errors import UplinkRejected
 from fed_distill.payloads.base import Context
-from fed_distill.payloads.released_labels import MOST_BYTES, MOST_EXAMPLES, ReleasedLabels, most_examples
+from fed_distill.payloads.released_labels import LONGEST, MOST_BYTES, MOST_EXAMPLES, ReleasedLabels, most_examples
+from fed_distill.transport.messages import Uplink
+from fed_distill.transport.records import check_uplink
 
 
 def examples(texts, pairs=None):
@@ -45,10 +49,23 @@ def test_what_does_not_fit_a_message_is_left_out_evenly():
     many = of([f"{number:06}" for number in range(MOST_EXAMPLES + 2)])
     assert many.texts[:3] == ["000000", "000002", "000004"]
     assert len(many.labels) == MOST_EXAMPLES // 2 + 1
-    long = of([f"{number}" + "x" * (MOST_BYTES // 4) for number in range(5)])
-    assert [text[0] for text in long.texts] == ["0", "2", "4"]
+    long = of([f"{number:03}" + "x" * (LONGEST - 3) for number in range(MOST_BYTES // LONGEST + 2)])
+    assert [text[:3] for text in long.texts[:3]] == ["000", "002", "004"]
     for sent in (many, long):
         sent.validate(Context({}, 1, 3))
+
+
+def test_an_overlong_example_is_left_out_wherever_it_is():
+    for texts in (["a" * (LONGEST + 1), "b", "c"], ["b", "c", "z" * (LONGEST + 1)]):
+        assert of(texts).texts == ["b", "c"]
+    assert of(["a" * LONGEST, "b"]).texts == ["a" * LONGEST, "b"]
+    assert len(of(["a" * (MOST_BYTES + 1)]).labels) == 0
+
+
+def test_texts_that_are_equal_in_a_message_are_sent_once():
+    sent = of(["a\ud800", "a?", "b"], labels=[1, 2, 0])
+    assert (sent.texts, sent.labels.tolist()) == (["a?", "b"], [1, 0])
+    sent.validate(Context({}, 1, 3))
 
 
 def test_with_many_classes_fewer_examples_fit():
@@ -57,3 +74,12 @@ def test_with_many_classes_fewer_examples_fit():
     sent = of([f"{number:04}" for number in range(2**10 + 1)], classes=2**14)
     assert len(sent.labels) == 2**9 + 1
     sent.validate(Context({}, 1, 2**14))
+
+
+@pytest.mark.parametrize("claimed", [1, 4, 10**9])
+def test_a_merchant_counts_for_the_labels_that_it_sends(claimed):
+    """One that claims more would raise the limit of another (``federation.max_share``)."""
+    sent = of(["a", "b", "c"])
+    check_uplink(Uplink("m", 3, (sent,)), Context({}, 1, 3))
+    with pytest.raises(UplinkRejected, match=f"merchant m: {claimed} examples, but 3 labels"):
+        check_uplink(Uplink("m", claimed, (sent,)), Context({}, 1, 3))
