@@ -7,10 +7,10 @@ model is trained on everything that was released. It requires privacy by ``label
 ``privacy.stages = 2`` the second half of the labels is released in round ``privacy.second_stage``.
 
 What a merchant would train at home on its randomized labels is a function of them and of public texts in the order of
-its table. Sending them in an order that does not depend on labels discloses nothing more about labels, and the server does not train on the few noisy
-labels of one merchant but on those of all. Texts and who has them are disclosed, which that unit requires to be public.
-A Byzantine merchant may send any labels, for its share of all examples (``federation.max_share``): there is nothing to
-aggregate, so that ``federation.aggregator`` is not used.
+its table. Sending them in an order that does not depend on labels discloses nothing more about labels, and the server
+does not train on the few noisy labels of one merchant but on those of all. Texts and who has them are disclosed, which
+that unit requires to be public. A Byzantine merchant may send any labels, for its share of all examples
+(``federation.max_share``): there is nothing to aggregate, so that ``federation.aggregator`` is not used.
 
 Deviations from the paper: targets are the probabilities of the true labels given the released ones, with the student
 before each pass, at ``privacy.label_temperature``, as prior, which is expectation maximization; the paper has the
