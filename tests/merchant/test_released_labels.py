@@ -16,7 +16,7 @@ from fed_distill.merchant.limits import Limit, Limits, Rules
 from fed_distill.merchant.opening import open_site
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.lp_mst import LPMST
-from fed_distill.payloads.released_labels import ReleasedLabels
+from fed_distill.payloads.released_labels import LONGEST, ReleasedLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.transport.requests import Refusal
@@ -144,6 +144,19 @@ def test_equal_texts_are_sent_once(world, site_of, ask):
     sent = ask(site)
     assert pairs_of(sent.need(ReleasedLabels).examples("a")) == sorted(pairs_of(own.train.take([0, 1, 2])))
     assert sent.examples == 3
+
+
+def test_the_log_says_how_many_labels_are_too_large_to_be_sent(world, site_of, ask, caplog, tmp_path):
+    own = world.data.merchants[world.names[0]]
+    few = own.train.take([0, 1, 2])
+    data = replace(world.data, merchants={world.names[0]: replace(own, train=few)})
+    assert len(ask(site_of(data=data)).need(ReleasedLabels).labels) == 3
+    assert "not sent" not in caplog.text
+    overlong = replace(few, texts=("x" * (LONGEST + 1), *few.texts[1:]))
+    data = replace(world.data, merchants={world.names[0]: replace(own, train=overlong)})
+    site = site_of(data=data, **{"privacy.ledger": str(tmp_path / "other")})
+    assert len(ask(site).need(ReleasedLabels).labels) == 2
+    assert f"1 of 3 randomized labels are not sent: an example may have {LONGEST} bytes" in caplog.text
 
 
 def test_in_two_stages_each_half_is_sent_once_it_was_drawn(world, site_of, ask):
