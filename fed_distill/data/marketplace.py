@@ -6,7 +6,7 @@ the server, cover only some of them.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -72,10 +72,10 @@ class Marketplace:
     number of products in the world; 0 for 100 per merchant, at most 60,000. languages: languages of titles, queries and
     questions; each merchant has a main one. size_spread: standard deviation of the logarithm of the merchants' sizes.
     grade_skew: from 0 (same grades, intents or shares of praise at all merchants) to 1 (their shares vary widely
-    between merchants). world_seed: seed of the world. assignment: who is treated by a campaign: half of the customers
-    at random, or mostly those who would buy without it. pairs_per_row: pairs (or, for recommend, candidates) per offer.
-    max_pairs: maximum per merchant and part of the split. ranking_queries, ranking_candidates: size of the ranking
-    view.
+    between merchants). world_seed: seed of products, merchants and texts; None: ``data.seed``, so that each data seed
+    is another marketplace. assignment: who is treated by a campaign: half of the customers at random, or mostly those
+    who would buy without it. pairs_per_row: pairs (or, for recommend, candidates) per offer. max_pairs: maximum per
+    merchant and part of the split. ranking_queries, ranking_candidates: size of the ranking view.
     """
 
     merchants: Annotated[int, Field(ge=2, le=100_000)] = 12
@@ -84,7 +84,7 @@ class Marketplace:
     languages: tuple[Literal["en", "de", "zh"], ...] = ("en", "de", "zh")
     size_spread: Annotated[float, Field(ge=0.0, le=3.0)] = 0.9
     grade_skew: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
-    world_seed: int = 0
+    world_seed: int | None = None
     assignment: Literal["random", "confounded"] = "random"
     pairs_per_row: Annotated[int, Field(ge=1)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 900
@@ -98,6 +98,8 @@ class Marketplace:
     def read(self, config: DataConfig) -> Source:
         """Generate the offers and the source for the task."""
         choose_task(config.task, "marketplace", TASKS)
+        if self.world_seed is None:
+            return replace(self, world_seed=config.seed).read(config)
         world = make_world(self.products or min(100 * self.merchants, 60_000), self.world_seed)
         departments = tuple(DEPARTMENTS)
         if config.task == "marketing-effect":
@@ -166,7 +168,7 @@ class Marketplace:
         products: list[IntArray] = []
         colors: list[IntArray] = []
         for name, language, size in self._merchants():
-            rng = numpy_stream(self.world_seed, "offers", name)
+            rng = numpy_stream(self._seed, "offers", name)
             languages = tuple(LANGUAGES.index(known) for known in self.languages)
             habits = draw_habits(language, languages, rng)
             chosen = _assortment(world, size, rng)
@@ -218,7 +220,7 @@ class Marketplace:
         labels: list[IntArray] = []
         languages = tuple(LANGUAGES.index(known) for known in self.languages)
         for name, language, size in self._merchants():
-            rng = numpy_stream(self.world_seed, kind, name)
+            rng = numpy_stream(self._seed, kind, name)
             habits = draw_habits(language, languages, rng)
             shares = self.grade_skew * rng.dirichlet(np.ones(classes)) + (1 - self.grade_skew) / classes
             drawn = rng.choice(classes, size=size, p=shares)
@@ -233,9 +235,14 @@ class Marketplace:
             labels.append(drawn)
         return Written(texts, owners, np.concatenate(products), np.concatenate(labels))
 
+    @property
+    def _seed(self) -> int:
+        """The world's seed; that of the first data seed where nothing was read."""
+        return 0 if self.world_seed is None else self.world_seed
+
     def _merchants(self) -> Iterator[tuple[str, int, int]]:
         """Yield name, main language and number of offers of each merchant."""
-        rng = numpy_stream(self.world_seed, "merchants")
+        rng = numpy_stream(self._seed, "merchants")
         languages = [LANGUAGES.index(name) for name in self.languages]
         spoken = rng.permutation([languages[at % len(languages)] for at in range(self.merchants)])
         factors = rng.lognormal(-(self.size_spread**2) / 2, self.size_spread, size=self.merchants)

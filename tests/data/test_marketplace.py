@@ -54,6 +54,23 @@ def test_no_product_is_asked_for_in_both_rankings_or_in_training(relevance: Fede
     assert valid and test and not valid & test and not (valid | test) & trained
 
 
+def texts_of(data: FederatedData) -> set[str]:
+    return {title for shop in data.merchants.values() for title in shop.train.pairs or ()}
+
+
+def test_each_data_seed_is_another_marketplace_unless_the_world_has_a_seed_of_its_own(
+    relevance: FederatedData,
+) -> None:
+    first, own, fixed = (
+        load(config(**options).model_copy(update={"seed": seed}))
+        for options, seed in (({"world_seed": 0}, 0), ({}, 1), ({"world_seed": 0}, 1))
+    )
+    known = texts_of(relevance)
+    assert texts_of(first) == known
+    assert len(texts_of(own) & known) < 0.05 * len(known)
+    assert len(texts_of(fixed) & known) > 0.4 * len(known)
+
+
 def test_sizes_have_a_heavy_tail() -> None:
     world = make_world(2000, 0)
     offers = Marketplace(merchants=200, rows=50).offers(world)
