@@ -301,10 +301,13 @@ def _adaptation(units: Sequence[Outcome], private: bool) -> dict[str, Any] | Non
 
 
 def _own_students(units: Sequence[Outcome], private: bool) -> dict[str, Any] | None:
-    """Return accuracies of the students that merchants keep, each on its merchant's own test set; None without any."""
+    """Return accuracies of the students that merchants keep, each on its merchant's own test set, and the mean of the
+    global student's at these merchants; None without any."""
     if not any(unit.own_accuracy for unit in units):
         return None
-    return _mean_and_worst([unit.own_accuracy for unit in units], units[0].merchant_counts, private)
+    own, of_global = [unit.own_accuracy for unit in units], _merchant_means(units)
+    found = _mean_and_worst(own, units[0].merchant_counts, private)
+    return {**found, "global_mean": _mean([of_global.get(name) for name in _means_by_key(own)])}
 
 
 def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
 """Columns with the bounds of white-box audits, by title."""
 MEASURES = (
-    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "cold", "cold_above_server",
+    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "own_students",
+    "own_above_global", "cold", "cold_above_server",
     "retention", "gap_closed", "gap_closed_auc", "above_server", "above_fedavg", "gain", "gain_auc",
     "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "run.seconds",
     "audit.auc", "audit.epsilon_lower_bound",
@@ -58,7 +59,9 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     Axes contain labels. ``controls`` is the fingerprint of the cell with the controls. ``score`` is the headline
     metric, named in ``run.headline``. ``control.X`` is that of control X with the same seed, ``control_auc.X`` its
     AUC, ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences
-    to these controls, ``cold_above_server`` that on cold-start merchants. ``baseline`` is the fingerprint of the
+    to these controls, ``cold_above_server`` that on cold-start merchants. ``own_students`` is the mean accuracy of the
+    students that merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to that of
+    the global student at the same merchants. ``baseline`` is the fingerprint of the
     baseline's cell that is otherwise equal, ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data``
     whether both have the same test data by their settings. ``gap_closed`` uses the controls, and is missing where their
     scores by unit do not show that pooling is worth something. Bytes are serialized messages of one merchant: per
@@ -178,6 +181,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     score = student[headline]
     cold = {name: (controls.get(name, {}).get("cold") or {}).get(headline) for name in CONTROLS}
     own_cold = (student.get("cold") or {}).get(headline)
+    personal, of_global = ((student.get("own_students") or {}).get(name) for name in ("mean", "global_mean"))
     return {
         "run.headline": headline,
         "score": score,
@@ -186,6 +190,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
         "worst_tenth": student.get("worst_tenth"),
+        "own_students": personal,
+        "own_above_global": None if personal is None or of_global is None else personal - of_global,
         "cold": own_cold,
         "cold_above_server": None if own_cold is None or cold["server"] is None else own_cold - cold["server"],
         "retention": summary["retention"],

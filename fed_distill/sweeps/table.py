@@ -33,7 +33,7 @@ def summary_cells(
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
     header += [f"{GAIN}{study.baseline[1] if study.baseline else ''}", "p (gain)", "in AUC"]
-    header += ["worst merchant", "worst tenth"]
+    header += ["worst merchant", "worst tenth", "own students", "above global"]
     header += ["cold start", "cold start above server"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
     several = len(metric_names(combinations)) > 1
@@ -95,6 +95,8 @@ def _combination_line(row: Row, axes: Sequence[str], header: Sequence[str], with
         "in AUC": _of(row, "gain_auc", signed),
         "worst merchant": number(_known(row["worst_merchant_accuracy"]), 3),
         "worst tenth": number(_known(row["worst_tenth"]), 3),
+        "own students": _of(row, "own_students"),
+        "above global": _of(row, "own_above_global", signed),
         "cold start": _of(row, "cold"),
         "cold start above server": _of(row, "cold_above_server", signed),
         "retention": percent(_known(row["retention"]), 1),

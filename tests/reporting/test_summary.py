@@ -233,7 +233,7 @@ def test_adaptation_is_told_before_and_after_with_its_notes_and_merchants():
 def test_students_of_merchants_own_are_judged_beside_the_global_one():
     """Means over the seeds of merchants with a student in each of them; rows without own students say so by null."""
     counts = {"a": 30, "b": 30, "c": 30}
-    shared = dict.fromkeys(counts, 0.5)
+    shared = {"a": 0.5, "b": 0.6, "c": 0.9}
     found = [
         unit(MAIN, "federation", 0, 0.9, merchant_accuracy=shared, merchant_counts=counts, own_accuracy=own)
         for own in ({"a": 0.6, "b": 0.9}, {"a": 0.8, "b": 0.7, "c": 0.1})
@@ -242,6 +242,7 @@ def test_students_of_merchants_own_are_judged_beside_the_global_one():
     assert summary["federations"][MAIN]["own_students"] == {
         "mean": pytest.approx(0.75),
         "worst_merchant": {"merchant": "a", "accuracy": pytest.approx(0.7)},
+        "global_mean": pytest.approx(0.55),
     }
     assert summary_of([unit(MAIN, "federation", 0, 0.9)], seeds=1)["federations"][MAIN]["own_students"] is None
 

@@ -18,6 +18,7 @@ from fed_distill.sweeps.collect import (
     flattened,
     results_table,
 )
+from fed_distill.sweeps.table import summary_cells
 
 
 @pytest.fixture
@@ -144,6 +145,28 @@ def test_a_mean_that_one_seed_lacks_is_missing(finished):
     assert math.isnan(row["auc"])
     assert math.isnan(row["worst_merchant_accuracy"])
     assert not math.isnan(row["score"])
+
+
+def test_students_that_merchants_keep_are_compared_with_the_global_one_at_the_same_merchants(finished):
+    """Both columns are in the table only where a method has such students."""
+    cells = [cell for cell in finished.cells if dict(cell.labels).get("epsilon") == "8"]
+    before = results_table(finished.study, finished.cells, finished.places)
+    header, *_ = summary_cells(finished.study, before, combinations_table(finished.study, before))
+    assert not {"own students", "above global"} & set(header)
+    for cell in cells:
+        path = finished.places.run(cell.fingerprint) / "summary.json"
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary["student"]["own_students"] = {"mean": 0.8 + 0.01 * cell.seed, "global_mean": 0.7}
+        path.write_text(json.dumps(summary), encoding="utf-8")
+    results = results_table(finished.study, finished.cells, finished.places)
+    combinations = combinations_table(finished.study, results)
+    row = pick(combinations, **cells[0].labels).iloc[0]
+    assert row["own_students"] == pytest.approx(0.81)
+    assert row["own_above_global"] == pytest.approx(0.11)
+    assert row["own_above_global_interval"] == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
+    header, *lines = summary_cells(finished.study, results, combinations)
+    shown = {tuple(line[header.index(name)] for name in ("own students", "above global")) for line in lines}
+    assert shown == {("–", "–"), ("0.8100 ± 0.0248", "+0.1100 ± 0.0248")}
 
 
 def test_attacks_are_averaged_over_the_cells_that_were_attacked(finished):
