@@ -62,6 +62,8 @@ def gap_closed(student: Sample | None, controls: Mapping[str, Sample | None]) ->
 def retention(student: Sample | None, teacher: float | None, chance: float | None) -> Share:
     """Return student / teacher on one metric; undefined unless the teacher is better than chance.
 
+    The teacher's score is taken as it is: the interval has the student's chance alone.
+
     :param student: the student's scores
     :param teacher: the teacher's score
     :param chance: the score of a model that has learned nothing; None if unknown, which is taken to be 0

@@ -188,6 +188,14 @@ class HasControlVariate(Protocol):
 
 
 @runtime_checkable
+class HasIdleOptions(Protocol):
+    """A method with options that have no effect beside certain values of others."""
+
+    def idle_options(self, rounds: int) -> Mapping[str, str]:
+        """Return the options that now have no effect in a federation of ``rounds``, each with the reason."""
+
+
+@runtime_checkable
 class ValidatesConfig(Protocol):
     """A method that does not support every experiment."""
 

@@ -6,7 +6,7 @@ from fed_distill.distill.transfer import check_soft_label_transfer
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
-from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
+from fed_distill.methods.base import HasControlVariate, HasIdleOptions, Method, ValidatesConfig
 from fed_distill.models.building import is_trainable
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.records import RESERVED
@@ -43,6 +43,7 @@ def check_declared(name: str, method: Method) -> None:
 def check(experiment: Experiment, federation: FederationConfig, method: Method) -> None:
     """Raise ConfigError unless the method has all declarations and the experiment meets its requirements."""
     check_declared(federation.method, method)
+    _check_effect(federation, method)
     if {"distil_anew", "distil_onwards"} & {*method.uses}:
         check_soft_label_transfer(experiment.distill)
     if experiment.student.by_merchant and method.keeps != "own_student":
@@ -64,6 +65,16 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
             f"method {federation.method} trains the teacher, and teacher {experiment.teacher.model} cannot be trained: "
             "choose another method, or a teacher that is a model"
         )
+
+
+def _check_effect(federation: FederationConfig, method: Method) -> None:
+    """Raise ConfigError if an option is set that has no effect beside the others."""
+    idle = method.idle_options(federation.rounds) if isinstance(method, HasIdleOptions) else {}
+    for name in federation.options:
+        if name in idle:
+            raise ConfigError(
+                f"method {federation.method}: options.{name} has no effect, since {idle[name]}: remove {name}"
+            )
 
 
 def check_task(experiment: Experiment, federation: FederationConfig, method: Method, task: Task) -> None:

@@ -34,6 +34,11 @@ class Cronus(FedMD):
     byzantine_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """As in ``fedmd``, and the share that a median excludes."""
+        median = {"byzantine_fraction": 'robust is "median"'} if self.robust == "median" else {}
+        return {**super().idle_options(rounds), **median}
+
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
         """Return the robust mean of the merchants' soft labels."""
         sent = [labels.probabilities for uplink in up if (labels := uplink.get(SoftLabels)) is not None]

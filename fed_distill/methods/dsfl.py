@@ -33,6 +33,13 @@ class DSFL(FedMD):
     beta: PositiveFloat = 1.5
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """As in ``fedmd``, and the parameters of another aggregation."""
+        of = {"era_temperature": "era", "beta": "enhanced-era"}
+        reason = f'aggregation is "{self.aggregation}"'
+        others = {name: reason for name, aggregation in of.items() if aggregation != self.aggregation}
+        return {**super().idle_options(rounds), **others}
+
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
         """Return the sharpened mean of the merchants' soft labels."""
         mean = super().agree(state, up)

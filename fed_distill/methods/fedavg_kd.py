@@ -29,6 +29,10 @@ class FedAvgKD(FedAvg):
     proxy_rate_scale: PositiveFloat = 1.0
     receives: ClassVar[Kinds] = (StudentWeights, SoftLabels)
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """What says how to distil, if no batch is distilled."""
+        return {} if self.proxy_steps else dict.fromkeys(("temperature", "proxy_rate_scale"), "proxy_steps is 0")
+
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the global student and the teacher's soft labels."""
         return super().broadcast(state).having(SoftLabels(state.teacher_labels))

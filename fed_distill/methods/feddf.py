@@ -46,6 +46,10 @@ class FedDF(FedAvg):
     uses: ClassVar[tuple[Service, ...]] = ("average", "distil")
     sends: ClassVar[Kinds] = (StudentUpdate, SoftLabels)
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """What early stopping needs, without it."""
+        return {} if self.patience else {"check_every": "without patience distillation is not stopped early"}
+
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send the update, and the trained student's probabilities on the proxy set."""
         return super().uplink(trained, down).having(SoftLabels(trained.predict_proxy()))

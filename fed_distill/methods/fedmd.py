@@ -95,6 +95,13 @@ class FedMD:
         references = {"soft_labels": consensus}
         return (Phase(soft_labels(self.temperature), data="proxy", epochs=self.digest_epochs, references=references),)
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """Of one round that pre-trains: what merchants would do with a consensus."""
+        if rounds > 1 or not self.pretrain_epochs:
+            return {}
+        reason = f"merchants pre-train in the only round (pretrain_epochs = {self.pretrain_epochs:g})"
+        return dict.fromkeys(("digest_epochs", "local_epochs", "temperature"), reason)
+
     def lesson(self, state: GlobalState, consensus: Tensor) -> Tensor:
         """Return the global student's targets ``[proxy, classes]`` for a consensus: the consensus itself."""
         return consensus

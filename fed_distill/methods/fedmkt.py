@@ -57,6 +57,10 @@ class FedMKT(FedMD):
         objective = where_surer(soft_labels(self.temperature))
         return tuple(replace(phase, objective=objective) for phase in super().digest(consensus))
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """As in ``fedmd``, but the teacher distils at ``temperature`` in every round."""
+        return {name: why for name, why in super().idle_options(rounds).items() if name != "temperature"}
+
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Compute the consensus, select outputs, and train teacher and global student on them."""
         teacher = state.teacher_labels

@@ -72,6 +72,10 @@ class Scaffold(FedAvg):
                 "federation.participation = 1.0, or weighting = 'merchants'"
             )
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """Epochs, if steps are given."""
+        return {} if self.local_steps is None else {"local_epochs": f"local_steps is {self.local_steps}"}
+
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the global student and c, once it exists."""
         down = super().broadcast(state)

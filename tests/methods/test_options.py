@@ -2,8 +2,10 @@
 
 import pytest
 
+from fed_distill.config import Experiment, FederationConfig
 from fed_distill.errors import ConfigError
 from fed_distill.methods import METHODS
+from fed_distill.methods.checks import check
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,41 @@ def test_an_option_out_of_range_is_named(method, option, value):
 )
 def test_the_ends_of_a_range_are_allowed(method, options):
     assert METHODS.build(method, options)
+
+
+@pytest.mark.parametrize(
+    ("method", "rounds", "option", "others", "effective"),
+    [
+        ("fedmd", 1, "digest_epochs", {"pretrain_epochs": 2.0}, {"pretrain_epochs": 0.0}),
+        ("expert-fd", 1, "local_epochs", {}, {"pretrain_epochs": 0.0}),
+        ("fedet", 1, "temperature", {"pretrain_epochs": 2.0}, {"pretrain_epochs": 0.0}),
+        ("fedmkt", 1, "local_epochs", {"pretrain_epochs": 2.0}, {"pretrain_epochs": 0.0}),
+        ("dsfl", 2, "beta", {}, {"aggregation": "enhanced-era"}),
+        ("dsfl", 2, "era_temperature", {"aggregation": "mean"}, {"aggregation": "era"}),
+        ("dsfl", 1, "digest_epochs", {"pretrain_epochs": 2.0}, {"pretrain_epochs": 0.0}),
+        ("cronus", 2, "byzantine_fraction", {"robust": "median"}, {"robust": "trimmed-mean"}),
+        ("cronus", 1, "temperature", {"pretrain_epochs": 2.0}, {"pretrain_epochs": 0.0}),
+        ("fedavg-kd", 2, "temperature", {"proxy_steps": 0}, {"proxy_steps": 1}),
+        ("feddf", 2, "check_every", {}, {"patience": 3}),
+        ("scaffold", 2, "local_epochs", {"local_steps": 4}, {}),
+    ],
+)
+def test_an_option_without_effect_is_refused_only_where_it_has_none(method, rounds, option, others, effective):
+    own = {option: getattr(METHODS.build(method, {}), option)}
+
+    def checked(options):
+        federation = FederationConfig(method=method, options=options, rounds=rounds)
+        check(Experiment(), federation, METHODS.build(method, options))
+
+    with pytest.raises(ConfigError, match=f"{method}: options.{option} has no effect, since .*: remove {option}"):
+        checked({**others, **own})
+    checked(others)
+    checked({**effective, **own})
+
+
+@pytest.mark.parametrize("option", ["local_epochs", "digest_epochs", "temperature"])
+def test_what_needs_a_consensus_has_an_effect_from_the_second_round_on(option):
+    options = {"pretrain_epochs": 2.0, option: 1.5}
+    for rounds, idle in ((1, True), (2, False)):
+        assert (option in METHODS.build("fedmd", options).idle_options(rounds)) is idle
+    assert "temperature" not in METHODS.build("fedmkt", options).idle_options(1)
