@@ -10,10 +10,10 @@ Soft labels determine logits up to a constant per example, which affects neither
 The paper has merchants send their students' weights, for two more steps, its representation transfer: before the
 distillation, the server averages their representation layers, which all models have in common, and puts the mean into
 its own; afterwards it averages the small students of each architecture and puts its own representation layers into
-them, for the next round. Here no weights travel: merchants keep their students and distil from the consensus instead.
-Built-in students of different kinds have no layers in common: a ``two-tower`` compares two texts' vectors, and a
-transformer or ``lstm`` classifies one of its own width. The server's student is the global one, and
-``student.by_merchant`` configures theirs.
+them, for the next round. Here no weights travel, so that a merchant sends soft labels alone: merchants keep their
+students, those of equal kind too, and distil from the consensus instead. Built-in students of different kinds have no
+layers in common: a ``two-tower`` compares two texts' vectors, and a transformer or ``lstm`` classifies one of its own
+width. The server's student is the global one, and ``student.by_merchant`` configures theirs.
 """
 
 from collections.abc import Iterable
