@@ -4,7 +4,7 @@ Zhang et al., "FedTGP: Trainable global prototypes with adaptive-margin-enhanced
 heterogeneity in federated learning", AAAI 2024: a mean of prototypes shrinks the distance between classes. Here the
 server trains one vector per class by a contrastive loss over all merchants' prototypes (eq. 8): a merchant's prototype
 must be nearer to its class's vector than to the others by a margin, which is the largest distance of a class's mean
-prototype to the nearest of another class, at most ``margin_cap`` (eq. 9).
+prototype to the nearest of another class, at most ``margin_cap`` (eq. 9, computed as in the authors' code).
 
 Deviations from the paper: the vectors are trained themselves, from the mean prototypes in the first round and from
 those of the round before later, where the paper trains an embedding and two layers on it from random weights; each step
