@@ -21,6 +21,12 @@ class ClicksConfig(ConfigTable):
     )
     corrected: bool = Field(True, description="account for the probability that a position is seen")
 
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if not self.sessions:
+            self._refuse_idle(["bias", "noise", "corrected"], "sessions = 0")
+        return self
+
 
 class DataConfig(ConfigTable):
     """The dataset and its split between server, merchants, validation and test."""
@@ -105,6 +111,12 @@ class DataConfig(ConfigTable):
     partitions: PositiveInt = Field(20, description="number of merchants that a partitioner creates")
     concentration: PositiveFloat = Field(0.5, description="Dirichlet concentration; smaller is more skewed")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the dataset")
+
+    @model_validator(mode="after")
+    def _proxy_of_a_catalogue(self) -> Self:
+        if self.proxy_from != "catalogue":
+            self._refuse_idle(["proxy_neighbours"], f"proxy_from = {self.proxy_from!r}")
+        return self
 
     @model_validator(mode="after")
     def _scored_without_sites(self) -> Self:

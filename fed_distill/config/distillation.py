@@ -211,14 +211,15 @@ class DistillConfig(ConfigTable):
                 "= 1, or add a kind to transfer"
             )
         softened = set(self.transfer) & set(SOFTENED) or self.assistants or self.hard_weight < 1.0
-        for name, used in {
+        effective = {
             "final_temperature": softened,
             "standardize": softened,
             "decoupled_beta": "decoupled" in self.transfer,
             "list_temperature": "listwise" in self.transfer,
-        }.items():
-            if not used and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect with transfer = {self.transfer}: remove it")
+        }
+        self._refuse_idle([key for key, used in effective.items() if not used], f"transfer = {self.transfer}")
+        if not self.assistants:
+            self._refuse_idle(["assistant_weight"], "no assistants")
         idle = [kind for kind in self.weights if kind not in self.transfer]
         if idle:
             raise ValueError(f"weights has {idle[0]}, which is not in transfer: remove it, or add it to transfer")

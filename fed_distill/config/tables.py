@@ -47,6 +47,12 @@ class ConfigTable(BaseModel):
             raise ValueError(f"{found} has the character U+0000: remove it")
         return values
 
+    def _refuse_idle(self, keys: Iterable[str], reason: str) -> None:
+        """Raise ValueError for the first of ``keys`` that is not at its default, since none has an effect."""
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with {reason}: remove it")
+
 
 def _with_null(value: Any) -> str | None:
     """Return the dotted key of the first text with U+0000 in the content of a table, or None."""

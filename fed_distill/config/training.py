@@ -137,6 +137,12 @@ class UnlabeledConfig(ConfigTable):
         "[training.augmentation], predictions are on the original text and training is on the augmented one",
     )
 
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if not self.epochs:
+            self._refuse_idle(["confidence", "pseudo_labels"], "epochs = 0")
+        return self
+
 
 class TrainingConfig(SharedTrainingConfig):
     """Training of students: settings of all trainings, and one table for each training."""

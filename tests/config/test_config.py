@@ -177,6 +177,10 @@ def write(tmp_path, text):
             "[distill]\ntransfer = ['decisions', 'hints']\nfinal_temperature = 1.0",
             r"final_temperature has no effect with transfer = \['decisions', 'hints'\]: remove it",
         ),
+        ("[data.clicks]\nbias = 2.0", "bias has no effect with sessions = 0: remove it"),
+        ("[data]\nproxy_neighbours = 0.5", "proxy_neighbours has no effect with proxy_from = .public.: remove it"),
+        ("[distill]\nassistant_weight = 2.0", "assistant_weight has no effect with no assistants: remove it"),
+        ("[training.unlabeled]\nconfidence = 0.5", "confidence has no effect with epochs = 0: remove it"),
         ("name = ", "is not valid TOML"),
     ],
 )
