@@ -77,7 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             )
         markdown = stored.captioned(markdown)
     for link, place in outside(markdown, uri):
-        copy = f"{SOURCE}/{place.as_posix()}"
+        copy = "changelog.md" if place == Path(CHANGELOG) else f"{SOURCE}/{place.as_posix()}"
         if files.get_file_from_path(copy) is None:
             shown = f"{link['text']} (`{place.as_posix()}`)" if place.as_posix() not in link["text"] else link["text"]
         else:

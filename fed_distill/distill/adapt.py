@@ -2,16 +2,22 @@
 
 Each stage is evaluated on validation data and undone unless the score rises by more than its standard error (the "one
 standard error" rule; Breiman et al. 1984, "Classification and regression trees", section 3.4.3), as a smaller rise is
-likely chance. On other data a stage that was kept may still be worse. The caller provides training and evaluation.
+likely chance. The error is a bootstrap's, so its own is added twice: a rise of one query alone equals its standard
+error, and would be kept or not by the draw. On other data a stage that was kept may still be worse. The caller provides
+training and evaluation.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fed_distill.distill.losses import hard_labels
-from fed_distill.evaluation.resampling import Resampled
+from fed_distill.evaluation.resampling import REPEATS, Resampled
 from fed_distill.models.weights import Weights
 from fed_distill.training.plan import Phase, Plan
+
+UPPER = 1.0 + 2.0 / (2.0 * (REPEATS - 1)) ** 0.5
+"""Upper end of the bootstrap's standard error, relative to it: the relative error of one that is estimated from n
+values is 1 / sqrt(2 (n - 1))."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,15 @@ def adapt(
     for stage in stages:
         candidate = train(weights, stage)
         reached = validate(candidate)
-        change = f"{stage.title}: validation {score.value:.4f} -> {reached.value:.4f}"
-        if not reached.value > score.value:
+        rise, change = (
+            reached.value - score.value,
+            f"{stage.title}: validation {score.value:.4f} -> {reached.value:.4f}",
+        )
+        if not rise > 0.0:
             notes.append(f"{change}, undone (no improvement)")
-        elif reached.value - score.value > (error := reached.standard_error(score)):
-            notes.append(f"{change}, kept (above the standard error, {error:.4f})")
+        elif rise > (error := UPPER * reached.standard_error(score)):
+            notes.append(f"{change}, kept (+{rise:.2g}, above the standard error, {error:.2g})")
             weights, score = candidate, reached
         else:
-            notes.append(f"{change}, undone (within the standard error, {error:.4f})")
+            notes.append(f"{change}, undone (+{rise:.2g}, within the standard error, {error:.2g})")
     return Adapted(weights, tuple(notes))

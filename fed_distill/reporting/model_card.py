@@ -184,7 +184,7 @@ def _template() -> Template:
 
 
 def _metadata(summary: Mapping[str, Any], task: Task) -> str:
-    """Return the metadata for the hub as YAML, with a result for each metric that was measured."""
+    """Return the metadata for the hub as YAML, with a result for each metric that was measured, of no tiny run."""
     pipeline = "text-classification" if task.gains is None else "text-ranking"
     results = [
         EvalResult(
@@ -197,7 +197,7 @@ def _metadata(summary: Mapping[str, Any], task: Task) -> str:
             metric_value=summary["student"][name],
         )
         for name in SCORES
-        if summary["student"][name] is not None
+        if summary["student"][name] is not None and not wording.is_tiny(summary)
     ]
     tags = ["federated-learning", "knowledge-distillation", "e-commerce", task.name]
     tags += ["differential-privacy"] if is_private(summary["privacy"]) else []
@@ -313,6 +313,11 @@ def _delta(privacy: Mapping[str, Any]) -> str:
 
 def _limits(summary: Mapping[str, Any], main: Mapping[str, Any]) -> list[str]:
     limits = [
+        *(
+            ["It is of a tiny run, which only tries a file: its numbers mean nothing."]
+            if wording.is_tiny(summary)
+            else []
+        ),
         "It was tested on texts like those it was trained on: other languages, other kinds of products and other ways "
         "of writing were not.",
         "Its probabilities were not calibrated: use them to rank and compare, or calibrate them on data of your own.",

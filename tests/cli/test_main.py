@@ -387,6 +387,14 @@ def test_every_listed_part_says_what_it_is(entered):
         assert sentence in " ".join(out.split())
 
 
+def test_a_table_in_place_of_a_dataset_is_named_as_what_it_is(entered, tmp_path):
+    table = tmp_path / "grades.csv"
+    table.write_text("query,title\n", encoding="utf-8")
+    code, *texts = entered("data", "describe", str(table))
+    assert code == 2
+    assert "is a table and no experiment: `fed-distill init" in " ".join(" ".join(texts).split())
+
+
 def test_a_dataset_is_described_with_account_and_picture(entered, tmp_path):
     small = ["--set", "data.options={merchants=6, rows=40}", "--set", "data.proxy_size=20", "--set", "data.min_rows=10"]
     code, out, _ = entered("data", "describe", "marketplace", *small, "--out", str(tmp_path))

@@ -58,7 +58,7 @@ def run(scores):
 def test_stages_that_help_are_kept():
     result, trained = run([0.5, 0.6, 0.7])
     assert list(result.weights) == ["stage 1", "stage 2"]
-    kept = "kept (above the standard error, 0.0000)"
+    kept = "kept (+0.1, above the standard error, 0)"
     assert result.notes == (
         f"stage 1: validation 0.5000 -> 0.6000, {kept}",
         f"stage 2: validation 0.6000 -> 0.7000, {kept}",
@@ -92,8 +92,21 @@ def test_a_rise_that_queries_do_not_agree_on_is_undone(gains, kept):
     assert second.standard_error(first) == pytest.approx(error, abs=0.02)
     if not kept:
         assert result.notes[0].startswith(
-            "stage 1: validation 0.4000 -> 0.5000, undone (within the standard error, 0.1"
+            "stage 1: validation 0.4000 -> 0.5000, undone (+0.1, within the standard error, 0.1"
         )
+
+
+@pytest.mark.parametrize(("changed", "kept"), [(1, False), (2, True)])
+@pytest.mark.parametrize("queries", [40, 300])
+def test_a_rise_of_one_query_alone_is_undone(changed, kept, queries):
+    """It equals its standard error, whatever the query: at every size, and at each place."""
+    before = np.linspace(0.1, 0.9, queries)
+    for place in range(0, queries - changed, queries // 8):
+        after = before.copy()
+        after[place : place + changed] += 0.05
+        first, second = (resampled(mean_of(values), range(queries)) for values in (before, after))
+        result, _ = run([first, second])
+        assert bool(result.weights) == kept
 
 
 def test_a_student_that_only_gets_worse_stays_as_it_was():

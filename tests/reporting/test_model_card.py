@@ -36,6 +36,13 @@ def test_its_metadata_are_those_of_the_hub_with_the_figures_of_the_summary(card,
     assert found == {shown: summary["student"][name] for name, shown in names.items()}
 
 
+def test_a_tiny_run_gives_the_hub_no_figures_and_says_what_it_is(card, summary):
+    tiny = card({**summary, "name": f"{summary['name']}-tiny"})
+    assert not ModelCard(tiny).data.eval_results
+    assert "It is of a tiny run, which only tries a file: its numbers mean nothing." in section(tiny, "Limits")
+    assert "tiny run" not in card(summary)
+
+
 def test_the_student_stands_beside_its_controls_with_intervals(card, summary):
     text = section(card(summary), "Evaluation")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
