@@ -3,7 +3,8 @@
 With remote merchants, only the server's data are described: the public part and the proxy set.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fed_distill.data.examples import FederatedData
 from fed_distill.data.proxy_account import repeats_server
 
 PICTURE = "merchants.png"
+NAMED = 10
+"""Maximum number of merchants of the server that are named."""
 _GRADE_COLORS = ("#1b6ca8", "#5aa9a3", "#e8c468", "#d3d7dd")
 _MORE_COLORS = (
     "#1b6ca8", "#5aa9a3", "#e8c468", "#d1495b", "#8d6a9f", "#7fb069", "#e68a4f", "#4f5d75", "#c9ada7", "#9ad1d4",
@@ -29,18 +32,27 @@ _ELSEWHERE = 'data.clients = "elsewhere": the merchants are at remote sites'
 
 
 def describe(data: FederatedData, folder: Path | None = None) -> str:
-    """Return the account as text, and write the figure ``merchants.png`` into ``folder``, if there is one.
+    """Return the account as text, with the largest merchants whose data the server has, and write the figure
+    ``merchants.png`` into ``folder``, if there is one.
 
     There is no figure with remote merchants.
     """
+    text = f"{render(data.account)}\n\nThe server's merchants: {_largest(data.public.merchants)}"
     if folder is None:
-        return render(data.account)
+        return text
     if not data.merchants:
-        return f"{render(data.account)}\n\nNo figure of the merchants: their rows and labels are at remote sites"
+        return f"{text}\n\nNo figure of the merchants: their rows and labels are at remote sites"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PICTURE
     draw_merchants(data, path)
-    return f"{render(data.account)}\n\nFigure of the merchants: {path}"
+    return f"{text}\n\nFigure of the merchants: {path}"
+
+
+def _largest(names: Iterable[str]) -> str:
+    """Return the most frequent names, and the number of others."""
+    found = [name for name, _ in Counter(names).most_common()]
+    others = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
+    return ", ".join(found[:NAMED]) + others
 
 
 def render(account: Mapping[str, Any]) -> str:

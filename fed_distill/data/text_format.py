@@ -109,6 +109,8 @@ def encoding_of(path: Path, otherwise: str = "") -> str:
     line = _line_not_in(path, "utf-8")
     if line is None:
         return "utf-8"
+    if 0 in start:
+        raise DataError(f"{path} is not a text file: it has bytes that no text has")
     if not otherwise:
         raise DataError(
             f"{path}, line {line}: the text is not in UTF-8: save the file in UTF-8 (in a spreadsheet: CSV UTF-8), or "

@@ -6,7 +6,7 @@ from matplotlib.image import imread
 
 from fed_distill.config import DataConfig
 from fed_distill.data import load
-from fed_distill.data.describe import describe, render
+from fed_distill.data.describe import _largest, describe, render
 from fed_distill.data.examples import FederatedData
 
 
@@ -29,6 +29,15 @@ def test_the_text_shows_what_was_counted(data: FederatedData) -> None:
     exact = (data.test.labels == 0).mean()
     assert any(line[:3] == ["test", f"{len(data.test):,}", f"{exact:.1%}"] for line in lines)
     assert any(line[:1] == ["test"] and "queries," in line for line in lines)
+
+
+def test_the_merchants_whose_data_the_server_has_are_named(data: FederatedData) -> None:
+    found = describe(data).splitlines()[-1]
+    assert found.startswith("The server's merchants: ")
+    assert set(found.partition(": ")[2].split(", ")) == set(data.public.merchants)
+    assert _largest("b" * 3 + "a") == "b, a"
+    names = [f"shop {number:02}" for number in range(12)]
+    assert _largest(names) == ", ".join(names[:10]) + " and 2 more"
 
 
 def test_the_picture_is_written_and_named(data: FederatedData, tmp_path: Path) -> None:

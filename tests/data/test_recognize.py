@@ -110,6 +110,16 @@ def test_questions_and_their_intents_need_no_meaning(tmp_path: Path) -> None:
     assert any("no column names the merchants" in doubt for doubt in found.doubts)
 
 
+def test_a_merchant_column_with_one_name_is_told(tmp_path: Path) -> None:
+    rows = [[f"query {at % 20}", f"title {at}", ("exact", "irrelevant")[at % 2], "Solo"] for at in range(80)]
+    found = recognize(write(tmp_path / "one.csv", ["query", "title", "grade", "seller"], rows), {})
+    assert "merchant" not in found.columns
+    (doubt,) = (doubt for doubt in found.doubts if "merchant" in doubt)
+    assert doubt == (
+        "column 'seller' names one merchant only, and a federation has several: rows are dealt out to invented ones"
+    )
+
+
 def test_two_titles_and_a_decision_are_a_match(tmp_path: Path) -> None:
     rows = [[f"left {at}", f"right {at}", at % 2, f"shop {at % 3}"] for at in range(90)]
     found = recognize(write(tmp_path / "match.csv", ["title_1", "title_2", "same", "shop"], rows), {})
