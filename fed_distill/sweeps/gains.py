@@ -38,7 +38,8 @@ def gain_by_cell(results: pd.DataFrame, column: str) -> pd.Series:
 
 def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
     """Return a text table: for each combination of the other axes, the baseline's headline metric and the gain of each
-    other value with its interval, then their mean with its 95 % interval over the lines, and their minimum.
+    other value with its interval, then their mean with its 95 % interval over the lines, and their minimum. Combinations
+    that have no baseline in the study are left out.
 
     Empty without a baseline or without another axis.
     """
@@ -51,12 +52,16 @@ def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
     columns: dict[str, list[float]] = {name: [] for name in labels}
     for key, group in combinations.groupby(others, sort=False):
         found = group.set_index(axis)
+        if label not in found.index:
+            continue
         base = float(found["score"].get(label, math.nan))
         added = [float(found["gain"].get(name, math.nan)) for name in labels]
         halves = [float(found["gain_interval"].get(name, math.nan)) for name in labels]
         for name, gain in zip(labels, added, strict=True):
             columns[name].append(gain)
         lines.append([*map(str, key), UNKNOWN if math.isnan(base) else number(base), *map(_shown, added, halves)])
+    if len(lines) == 1:
+        return []
     blank = [""] * len(others)
     return [
         *lines,

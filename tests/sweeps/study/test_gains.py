@@ -88,6 +88,15 @@ def test_the_table_of_gains_has_a_mean_with_its_interval_over_the_lines_and_the_
     ]
 
 
+def test_combinations_from_which_the_baseline_is_excluded_are_not_in_the_table_of_gains(study):
+    rows = [("1", "0", 0.6, math.nan, math.nan), ("1", "0.1", 0.65, 0.05, 0.02), ("1", "0.2", 0.7, 0.1, 0.02)]
+    rows += [("2", "0.1", 0.75, math.nan, math.nan), ("2", "0.2", 0.8, math.nan, math.nan)]
+    table = pd.DataFrame(rows, columns=["domain", "adaptation", "score", "gain", "gain_interval"])
+    table = table.assign(**{"run.headline": "macro_f1"})
+    assert [line[0] for line in gains_cells(study, table)] == ["domain", "1", "mean", "worst"]
+    assert gains_cells(study, table[table["domain"] == "2"]) == []
+
+
 def test_of_one_axis_there_is_no_second_table(study):
     alone = study.model_copy(update={"axes": study.axes[1:]})
     assert gains_cells(alone, pd.DataFrame()) == []
