@@ -38,8 +38,8 @@ def gain_by_cell(results: pd.DataFrame, column: str) -> pd.Series:
 
 def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
     """Return a text table: for each combination of the other axes, the baseline's headline metric and the gain of each
-    other value with its interval, then their mean with its 95 % interval over the lines, and their minimum. Combinations
-    that have no baseline in the study are left out.
+    other value with its interval, then their mean with its 95 % interval over the lines, and their minimum.
+    Combinations that have no baseline in the study are left out.
 
     Empty without a baseline or without another axis.
     """
