@@ -226,10 +226,7 @@ def _choose_merchant(columns: Mapping[str, ColumnContent], chosen: dict[str, str
 def _mention_merchants(columns: Mapping[str, ColumnContent], chosen: Mapping[str, str], doubts: list[str]) -> None:
     one_value = {name: one for name, one in columns.items() if name not in chosen.values() and len(one.counts) == 1}
     if alone := _best(one_value, ("merchant",)):
-        doubts.append(
-            f"column {alone[0]!r} names one merchant only, and a federation has several: rows are dealt out to "
-            "invented ones"
-        )
+        doubts.append(f"column {alone[0]!r} names one merchant only: rows are dealt out to several invented ones")
         return
     names = [name for name, one in columns.items() if name not in chosen.values() and one.repeats]
     hint = f"; could it be {', '.join(names[:3])}?" if names else ""

@@ -234,7 +234,7 @@ def test_other_soft_labels_may_have_a_temperature_of_their_own_throughout():
 
 def test_a_student_below_an_assistant_learns_from_both():
     logits = torch.randn(COUNT, 3, generator=DRAW)
-    taught = target(temperature=1.0, assistant_weight=0.5).below(ABOVE)
+    taught = target(temperature=1.0, assistants=[{"model": "lstm"}], assistant_weight=0.5).below(ABOVE)
     phase = taught.phase(student(), 1.0)
     log_q = logits.log_softmax(dim=-1)
     divergence = F.kl_div(log_q, LABELS, reduction="none").sum(dim=1)

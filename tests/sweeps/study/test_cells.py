@@ -267,8 +267,11 @@ def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
     together = ["training.augmentation.translated", "training.augmentation.back_translation"]
     of_sgd = [f"{table}.momentum" for table in ("teacher", "teacher.masked", "student.masked")]
     of_sgd += [f"training.{table}.momentum" for table in ("merchants", "server")]
-    of_kinds = ["distill.decoupled_beta", "distill.list_temperature"]  # of transfers that are not chosen
-    assert sorted(fixed) == sorted(["teacher.combine", *of_kinds, *of_sgd, *together])
+    unused = ["distill.decoupled_beta", "distill.list_temperature"]  # of transfers that are not chosen
+    unused += ["distill.assistant_weight", "data.proxy_neighbours"]
+    unused += [f"data.clicks.{key}" for key in ("bias", "noise", "corrected")]
+    unused += [f"training.unlabeled.{key}" for key in ("confidence", "pseudo_labels")]
+    assert sorted(fixed) == sorted(["teacher.combine", *unused, *of_sgd, *together])
     pair = Experiment.parse(full).with_changes(dict(zip(together, (0.5, ["there", "back"]), strict=True)))
     assert fingerprint_of(pair) not in seen
     assert len(seen) > 50
