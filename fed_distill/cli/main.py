@@ -165,7 +165,8 @@ def describe(
     from fed_distill.data.describe import describe as describe_data
 
     changes = dict(parse_setting(text) for text in settings or ())
-    if dataset.endswith(".toml") or Path(dataset).is_file():  # a table is refused by what it is
+    path = Path(dataset)
+    if path.suffix == ".toml" or (path.suffix and path.is_file()):  # a table is refused by what it is
         experiment = Experiment.read(dataset, changes)
     else:
         experiment = Experiment(controls=[]).with_changes({"data.dataset": dataset, **changes})

@@ -73,10 +73,8 @@ def adapt(
     for stage in stages:
         candidate = train(weights, stage)
         reached = validate(candidate)
-        rise, change = (
-            reached.value - score.value,
-            f"{stage.title}: validation {score.value:.4f} -> {reached.value:.4f}",
-        )
+        rise = reached.value - score.value
+        change = f"{stage.title}: validation {score.value:.4f} -> {reached.value:.4f}"
         if not rise > 0.0:
             notes.append(f"{change}, undone (no improvement)")
         elif rise > (error := UPPER * reached.standard_error(score)):
