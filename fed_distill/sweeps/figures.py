@@ -1,4 +1,4 @@
-"""The figures of a study: quality over ε, against bytes, and both.
+"""The figures of a study: quality over ε, against bytes, and both; learning curves.
 
 The ε axis is logarithmic; combinations without privacy are placed beyond its right end, at ∞.
 """
@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fed_distill.reporting import charts
 from fed_distill.sweeps.curves import Curve, Reading, Tradeoff
+from fed_distill.sweeps.learning import ValidationCurve
 
 SIDE_BY_SIDE = 0.02
 """Distance between series with equal bytes, as a share of the axis."""
@@ -157,6 +158,32 @@ def pareto_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axi
     return figure
 
 
+@charts.styled
+def learning_figure(curves: Sequence[ValidationCurve], levels: Mapping[str, float], y_axis: str) -> Figure:
+    """Draw the score after each round against the bytes sent by then, with a line for each series; its last round has
+    the series' marker."""
+    names = {curve.number: curve.series for curve in curves}
+    numbered = charts.are_numbered(names)
+    figure, axes = charts.empty_figure(y_axis, legend=names)
+    axes.set_xlabel("MB that a merchant has sent after each round", color=charts.SOFT)
+    _scale_bytes(axes, [step.megabytes for curve in curves for step in curve.steps])
+    labels = charts.draw_levels(axes, levels)
+    for curve in curves:
+        look, last = charts.Look(curve.number, numbered=numbered), curve.steps[-1]
+        axes.plot(
+            [step.megabytes for step in curve.steps], [step.value for step in curve.steps], color=look.color,
+            linewidth=1.4, marker=".", markersize=5, zorder=2,
+        )  # fmt: skip
+        tip = f"{curve.series}, round {last.round}: {last.value:.4f}, {last.megabytes:.3g} MB"
+        charts.draw_mark(axes, last.megabytes, last.value, charts.MARK, look, tip=tip)
+    axes.margins(0.06, 0.08)
+    axes.autoscale_view()
+    reached = [(curve.steps[-1].megabytes, curve.steps[-1].value, curve.number) for curve in curves]
+    charts.annotate_cut(axes, charts.cut_low(axes, levels, [value for _, value, _ in reached]), reached)
+    charts.label_right(axes, labels)
+    return figure
+
+
 def _names(offers: Sequence[Tradeoff]) -> dict[int, str]:
     return dict(sorted({offer.number: offer.series for offer in offers}.items()))
 
@@ -175,7 +202,7 @@ def _tip(offer: Tradeoff) -> str:
 
 
 def _spread_bytes(axes: Axes, offers: Sequence[Tradeoff]) -> Callable[[Tradeoff], float]:
-    """Use a logarithmic axis if bytes differ much; return the position of each offer, with equal ones side by side."""
+    """Scale the axis (``_scale_bytes``); return the position of each offer, with equal ones side by side."""
     amounts = [offer.megabytes for offer in offers]
     low, high = min(amounts), max(amounts)
     sending: dict[float, set[int]] = {}
@@ -187,12 +214,20 @@ def _spread_bytes(axes: Axes, offers: Sequence[Tradeoff]) -> Callable[[Tradeoff]
         same = sorted(sending[offer.megabytes])
         return SIDE_BY_SIDE * (same.index(offer.number) - (len(same) - 1) / 2)
 
-    if not low or high <= 20 * low:
+    if not _scale_bytes(axes, amounts):
         return lambda offer: offer.megabytes + (high - low) * aside(offer)
+    return lambda offer: float(offer.megabytes * (high / low) ** aside(offer))
+
+
+def _scale_bytes(axes: Axes, amounts: Sequence[float]) -> bool:
+    """Use a logarithmic axis if ``amounts`` differ much; return whether it is one."""
+    low, high = min(amounts), max(amounts)
+    if not low or high <= 20 * low:
+        return False
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    return lambda offer: float(offer.megabytes * (high / low) ** aside(offer))
+    return True
 
 
 def _moved(axes: Axes, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

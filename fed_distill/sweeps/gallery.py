@@ -11,8 +11,12 @@ from markupsafe import Markup
 from fed_distill.reporting.charts import write_figure
 from fed_distill.reporting.wording import ROW_NAMES
 from fed_distill.sweeps.curves import Tradeoff, curves, levels, offers
-from fed_distill.sweeps.figures import bytes_figure, curve_figure, pareto_figure
+from fed_distill.sweeps.figures import bytes_figure, curve_figure, learning_figure, pareto_figure
 from fed_distill.sweeps.headline_metric import metric_name
+from fed_distill.sweeps.learning import Learning
+
+DASHED = {name: ROW_NAMES[name] for name in ("server", "pooled")}
+"""Displayed names of the controls that are drawn as levels."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,13 @@ class Chart:
     svg: Markup
 
 
-def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path) -> list[Chart]:
+def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, learning: Learning, folder: Path) -> list[Chart]:
     """Draw every figure for which there are data, and write ``NAME.svg`` and ``NAME.png`` into ``folder``.
 
-    Curves over ε require a finite ε, bytes require a finished cell.
+    Curves over ε require a finite ε, bytes a finished cell, learning curves a series with two validated rounds.
     """
     metric = metric_name(combinations)
-    controls = levels(results, {name: ROW_NAMES[name] for name in ("server", "pooled")})
+    controls = levels(results, DASHED)
     ends = {level.name: level.value for level in controls}
     offered = offers(combinations)
     drawn = [
@@ -47,6 +51,7 @@ def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path)
             "AUC of the attack", "How well an attacker tells examples that were used in training from others: 0.5 is "
             "guessing, 1 is certainty."),
         _bytes(offered, folder, ends, metric),
+        _learning(learning, folder, metric),
         _pareto(offered, folder, ends, metric),
     ]  # fmt: skip
     return [chart for chart in drawn if chart is not None]
@@ -79,6 +84,18 @@ def _bytes(offered: Sequence[Tradeoff], folder: Path, dashed: Mapping[str, float
     )
     figure = bytes_figure(offered, dashed, f"{metric} on the test set")
     return Chart("bytes", title, caption, write_figure(figure, folder, "bytes", title))
+
+
+def _learning(learning: Learning, folder: Path, metric: str) -> Chart | None:
+    if not any(len(curve.steps) > 1 for curve in learning.curves):
+        return None
+    title = f"How fast {metric} is learned"
+    caption = (
+        "A dot for each validated round, a mark at the last one. Dashed: the students that the server trains without "
+        "any merchant, and with everybody's data in one place. Validation examples are none of the test set's."
+    )
+    figure = learning_figure(learning.curves, learning.levels, f"{metric} on validation")
+    return Chart("learning", title, caption, write_figure(figure, folder, "learning", title))
 
 
 def _pareto(offered: Sequence[Tradeoff], folder: Path, dashed: Mapping[str, float], metric: str) -> Chart | None:

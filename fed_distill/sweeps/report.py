@@ -23,8 +23,9 @@ from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.collect import BETWEEN, FAILED, FINISHED, combinations_table, results_table
 from fed_distill.sweeps.curves import levels
 from fed_distill.sweeps.gains import gains_cells
-from fed_distill.sweeps.gallery import Chart, draw_charts
+from fed_distill.sweeps.gallery import DASHED, Chart, draw_charts
 from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.learning import read_learning
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS, promises
 from fed_distill.sweeps.row_trials import TuningPlan
@@ -89,7 +90,8 @@ def write_findings(
     write_atomic(places.folder / CSV, to_csv(results))
     write_atomic(places.folder / SUMMARY, to_csv(combinations))
     write_atomic(places.folder / TOML, study.to_toml())
-    charts = draw_charts(results, combinations, places.folder / FIGURES)
+    learning = read_learning(study, results, combinations, places, DASHED)
+    charts = draw_charts(results, combinations, learning, places.folder / FIGURES)
     table = summary_cells(study, results, combinations, units)
     gains = gains_cells(study, combinations)
     page = _render(study, cells, results, combinations, units, table, gains, charts, command, tuning)
