@@ -227,10 +227,11 @@ class Comparison:
         with observed(federation=arm):
             progress = federate(federation, self._on_round, partial(self._on_resume, arm))
         began = time.perf_counter() - progress.seconds
-        weights, before, notes = progress.state.weights, None, []
+        weights, notes = progress.state.weights, []
+        before, before_by_unit = None, []
         adaptation = self.experiment.adaptation
         if kind == "federation" and adaptation.enabled:
-            before = self.evaluator.test(self._global_student(weights))
+            before, before_by_unit = self.evaluator.test_by_unit(self._global_student(weights))
             result = adapted_to_domain(self.factory, self.evaluator, arm, weights)
             weights, notes = result.weights, list(result.notes)
         outcome = self._outcome(arm, kind, weights, began)
@@ -248,6 +249,7 @@ class Comparison:
         return replace(
             outcome,
             before_adaptation=before,
+            before_by_unit=before_by_unit,
             adaptation=notes,
             personal_accuracy=personal,
             own_accuracy={name: value for name, value in own.items() if name in outcome.merchant_counts},

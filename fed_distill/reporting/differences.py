@@ -68,26 +68,35 @@ def added(
     metric: str,
     above: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]],
 ) -> dict[str, dict[str, Any] | None]:
-    """Return the run's headline: what the teacher adds, and what federation adds.
+    """Return the run's headline: what the teacher, federation and domain adaptation add.
 
-    ``teacher`` is server - student. ``federation`` is the main federation minus the student that its merchants start
-    from, ``server`` or (``federation.start = "labels"``) ``student``. ``federation_without_teacher`` is fedavg -
-    student. None if a row of them was not measured. ``over`` is the row that is subtracted, and ``p_adjusted`` the
-    p-value that the table has for this pair; None if it does not have the pair.
+    ``teacher`` is server - student. ``federation`` is the main federation, before domain adaptation, minus the student
+    that its merchants start from, ``server`` or (``federation.start = "labels"``) ``student``. ``adaptation`` is the
+    main federation after adaptation - before. ``federation_without_teacher`` is fedavg - student. None if a row of them
+    was not measured. ``over`` is the row that is subtracted, and ``p_adjusted`` the p-value that the table, whose
+    federations are adapted, has for this pair; None if it does not have the pair.
 
     :param above: the table's comparisons, by reference and by kind and name of the row, as ``family`` returns them
     """
     first = "student" if start == "labels" else "server"
     ours = ("federation", main[0].name)
     without = ("control", "student")
+    before = [unit.unadapted() for unit in main]
+    unchanged = all(
+        (one.metrics.get(metric), one.by_unit) == (unit.metrics.get(metric), unit.by_unit)
+        for one, unit in zip(before, main, strict=True)
+    )
+    adapted = main if any(unit.before_adaptation is not None for unit in main) else None
+    rows = {**controls, "federation": before}
     pairs = {
         "teacher": (controls.get("server"), "student", above["server"].get(without)),
-        "federation": (main, first, above["server"].get(ours) if first == "server" else None),
+        "federation": (before, first, above["server"].get(ours) if first == "server" and unchanged else None),
+        "adaptation": (adapted, "federation", None),
         "federation_without_teacher": (controls.get("fedavg"), "student", above["fedavg"].get(without)),
     }
     found: dict[str, dict[str, Any] | None] = {}
     for name, (units, base, in_table) in pairs.items():
-        theirs = controls.get(base)
+        theirs = rows.get(base)
         one = None if units is None or theirs is None else paired(units, theirs, metric)
         adjusted = None if in_table is None else in_table["p_adjusted"]
         found[name] = None if one is None else {**described(one), "over": base, "p_adjusted": adjusted}

@@ -1,4 +1,4 @@
-"""A run's headline as text: what the teacher adds and what federation adds, with intervals."""
+"""A run's headline as text: what the teacher, federation and domain adaptation add, with intervals."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,11 @@ from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, numb
 ADDED = {
     "teacher": "The teacher adds",
     "federation": "Federation adds",
+    "adaptation": "Adaptation adds",
     "federation_without_teacher": "Federation without a teacher adds",
 }
 """Titles of ``summary["adds"]``."""
-BASES = {"student": "labels only", "server": "server alone"}
+BASES = {"student": "labels only", "server": "server alone", "federation": "the federated student"}
 """Short names of the rows that are subtracted, ``over`` in ``summary["adds"]``."""
 SIGNIFICANT = 0.05
 """The p-value, after Holm's correction, from which on a difference is not certain."""
@@ -51,8 +52,8 @@ def covers(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Return what the teacher adds and what federation adds in the headline metric, one sentence each, and a third if
-    FedAvg without a teacher scores above the run's method."""
+    """Return what the teacher, federation and domain adaptation add in the headline metric, one sentence each, and
+    another if FedAvg without a teacher scores above the run's method."""
     adds, metric = summary["adds"], METRIC_NAMES[summary["headline"]]
     parts = []
     if adds["teacher"] is not None:
@@ -62,6 +63,9 @@ def headline(summary: Mapping[str, Any]) -> str:
         )
     if adds["federation"] is not None:
         parts.append(f"Federation adds {added(adds['federation'])}{_reservation(adds['federation'])}.")
+    adaptation = adds.get("adaptation")
+    if adaptation is not None and (adaptation["value"] or adaptation["half_width"]):  # a stage was kept
+        parts.append(f"Domain adaptation adds {added(adaptation)}{_reservation(adaptation)}.")
     if (ahead := _fedavg_ahead(summary)) is not None:
         half = "" if ahead["half_width"] is None else f" ± {number(ahead['half_width'])}"
         parts.append(

@@ -21,16 +21,17 @@ from fed_distill.storage.sealed import read_sealed_json, sealed_json
 class Outcome:
     """The result of one trained student.
 
-    name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
-    student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the mean over
-    the merchants' students). by_unit: values by unit of the common test set, whose mean is the headline metric: nDCG@10
-    of each query that has a gain, ``qini_by_block``, or else ``macro_f1_by_group``; for ``local`` means likewise.
-    merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global student (for ``local`` by the
-    merchant's own). personal_accuracy: the same for students adapted to each merchant, if configured. own_accuracy: the
-    same for the students that merchants keep, each after its last round, with a method whose merchants have students of
-    their own; merchants that took part in no round are left out. unheard: merchants without a result, because their
-    site did not answer or does not send it. before_adaptation: metrics before domain adaptation. validation: metrics on
-    the common validation set, for the controls' lines in learning curves. cold: metrics on the test examples of
+    name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher
+    to student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the
+    mean over the merchants' students). by_unit: values by unit of the common test set, whose mean is the headline
+    metric: nDCG@10 of each query that has a gain, ``qini_by_block``, or else ``macro_f1_by_group``; for ``local``
+    means likewise. merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global student
+    (for ``local`` by the merchant's own). personal_accuracy: the same for students adapted to each merchant, if
+    configured. own_accuracy: the same for the students that merchants keep, each after its last round, with a
+    method whose merchants have students of their own; merchants that took part in no round are left out. unheard:
+    merchants without a result, because their site did not answer or does not send it. before_adaptation,
+    before_by_unit: metrics and by_unit before domain adaptation; None and empty without. validation: metrics on the
+    common validation set, for the controls' lines in learning curves. cold: metrics on the test examples of
     cold-start merchants, if there are any. adaptation: one line per stage of the adaptation, undone ones included.
     downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
     (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
@@ -50,6 +51,7 @@ class Outcome:
     own_accuracy: Mapping[str, float] = field(default_factory=dict)
     unheard: list[str] = field(default_factory=list)
     before_adaptation: Metrics | None = None
+    before_by_unit: list[float] = field(default_factory=list)
     validation: Metrics | None = None
     cold: Metrics | None = None
     adaptation: list[str] = field(default_factory=list)
@@ -67,6 +69,12 @@ class Outcome:
                 raise ValueError(f"{self.name}: merchant {odd!r} has only one of accuracy and number of test examples")
         if unknown := sorted(set(self.own_accuracy) - set(self.merchant_counts)):
             raise ValueError(f"{self.name}: the own student of merchant {unknown[0]!r} has no number of test examples")
+
+    def unadapted(self) -> Self:
+        """Return the result with the scores that the method alone had, before domain adaptation."""
+        if self.before_adaptation is None:
+            return self
+        return dataclasses.replace(self, metrics=self.before_adaptation, by_unit=self.before_by_unit)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-serializable fields."""

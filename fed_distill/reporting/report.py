@@ -101,7 +101,11 @@ def render(
         metric_names=wording.METRIC_NAMES,
         verdict=wording.verdict(summary),
         headline=headline.headline(summary),
-        adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
+        adds={
+            headline.ADDED[name]: found
+            for name, found in summary["adds"].items()
+            if found is not None or name != "adaptation"  # most runs have none
+        },
         bases=headline.BASES,
         several=len(summary["seeds"]) > 1,
         corrected=_has_p_values(summary),

@@ -29,6 +29,16 @@ def test_the_headline_is_what_the_teacher_and_federation_add(summary, half, tail
     )
 
 
+def test_domain_adaptation_is_a_sentence_of_its_own_where_a_stage_was_kept(summary):
+    gain = found(0.011)
+    summary["adds"] = {"teacher": None, "federation": gain, "adaptation": found(0.002)}
+    more = "Domain adaptation adds +0.0020 ± 0.0040, which is within chance."
+    assert headline(summary) == f"Federation adds +0.0110 ± 0.0040. {more}"
+    for nothing in (None, found(0.0, 0.0, None)):
+        summary["adds"]["adaptation"] = nothing
+        assert headline(summary) == "Federation adds +0.0110 ± 0.0040."
+
+
 @pytest.mark.parametrize(
     ("p_adjusted", "tail"),
     [

@@ -230,6 +230,31 @@ def test_adaptation_is_told_before_and_after_with_its_notes_and_merchants():
     }
 
 
+def test_what_federation_adds_is_without_domain_adaptation_which_is_told_apart():
+    rng = np.random.default_rng(0)
+    server = rng.uniform(0.5, 1.0, 200)
+    before = server + rng.normal(0.02, 0.05, 200)
+    adapted = before + rng.normal(0.01, 0.05, 200)
+    units = [with_units("server", "control", server)]
+    ours = with_units(MAIN, "federation", adapted)
+    scores = {"ndcg@10": float(np.mean(before))}
+    changed = replace(ours, before_adaptation=scores, before_by_unit=before.tolist())
+    summary = summary_of([*units, changed], seeds=1)
+    adds, row = summary["adds"], summary["federations"][MAIN]
+    assert row["above"]["server"]["value"] == pytest.approx(float(np.mean(adapted - server)))
+    assert adds["federation"]["value"] == pytest.approx(float(np.mean(before - server)))
+    assert adds["federation"]["p_value"] == pytest.approx(stats.ttest_rel(before, server).pvalue)
+    assert adds["federation"]["p_adjusted"] is None, "the table compares the adapted student"
+    assert adds["adaptation"]["value"] == pytest.approx(float(np.mean(adapted - before)))
+    assert (adds["federation"]["over"], adds["adaptation"]["over"]) == ("server", "federation")
+    undone = replace(ours, before_adaptation=dict(ours.metrics), before_by_unit=adapted.tolist())
+    adds = summary_of([*units, undone], seeds=1)["adds"]
+    assert adds["federation"]["value"] == pytest.approx(float(np.mean(adapted - server)))
+    assert adds["federation"]["p_adjusted"] == row["above"]["server"]["p_adjusted"]
+    assert (adds["adaptation"]["value"], adds["adaptation"]["half_width"]) == (0.0, 0.0)
+    assert summary_of([*units, ours], seeds=1)["adds"]["adaptation"] is None
+
+
 def test_students_of_merchants_own_are_judged_beside_the_global_one():
     """Means over the seeds of merchants with a student in each of them; rows without own students say so by null."""
     counts = {"a": 30, "b": 30, "c": 30}
