@@ -153,6 +153,25 @@ def true_effects(source: Source, rows: IntArray) -> dict[int, float] | None:
     return dict(zip(source.groups[rows].tolist(), source.effects[rows].tolist(), strict=True))
 
 
+@runtime_checkable
+class DrawsRows(Protocol):
+    """A dataset that generates its rows."""
+
+    @property
+    def draws_anew(self) -> bool:
+        """Whether each data seed has rows of its own, instead of another split of the same rows."""
+        ...
+
+
+def test_to_train(config: DataConfig) -> float:
+    """Return the number of test groups divided by that of training groups, if data seeds split the same rows; 0 if each
+    has rows of its own."""
+    dataset = DATASETS.build(config.dataset, config.options)
+    if isinstance(dataset, DrawsRows) and dataset.draws_anew:
+        return 0.0
+    return config.test_share / (1.0 - config.valid_share - config.test_share)
+
+
 class Dataset(Protocol):
     """Reads rows from one place; its dataclass fields are its options."""
 

@@ -95,6 +95,11 @@ class Marketplace:
         if not self.languages:
             raise ValueError("list at least one language")
 
+    @property
+    def draws_anew(self) -> bool:
+        """Whether each data seed is another marketplace."""
+        return self.world_seed is None
+
     def read(self, config: DataConfig) -> Source:
         """Generate the offers and the source for the task."""
         choose_task(config.task, "marketplace", TASKS)

@@ -28,7 +28,7 @@ class Share:
     reason: str = ""
 
 
-def gap_closed(student: Sample | None, controls: Mapping[str, Sample | None]) -> Share:
+def gap_closed(student: Sample | None, controls: Mapping[str, Sample | None], shared: float = 0.0) -> Share:
     """Return (student - baseline) / (pooled - baseline), paired, with the better of server and local as baseline.
 
     1 is as good as pooling, negative is worse than the baseline. Undefined unless pooled - baseline is at least two
@@ -36,6 +36,7 @@ def gap_closed(student: Sample | None, controls: Mapping[str, Sample | None]) ->
 
     :param student: the student's scores
     :param controls: scores of ``YARDSTICKS`` on the same seeds and test data
+    :param shared: of data seeds, see ``statistics.estimate``
     """
     server, local, pooled = (controls.get(name) for name in YARDSTICKS)
     if student is None or server is None or local is None or pooled is None:
@@ -43,7 +44,7 @@ def gap_closed(student: Sample | None, controls: Mapping[str, Sample | None]) ->
     levels = [estimate(one).value for one in (server, local, pooled)]
     base, name = (server, "the server alone") if levels[0] >= levels[1] else (local, "each merchant alone")
     gap = difference(pooled, base)
-    found = estimate(gap)
+    found = estimate(gap, shared)
     texts = f"pooling all data ({levels[2]:.4f})", f"{name} ({max(levels[:2]):.4f})"
     if found.value <= 0:
         return Share(None, reason=f"{texts[0]} is no better than {texts[1]}")
@@ -55,7 +56,7 @@ def gap_closed(student: Sample | None, controls: Mapping[str, Sample | None]) ->
             reason=f"{texts[0]} is not clearly better than {texts[1]}: the difference is {found.value:.4f} ± "
             f"{found.half_width:.4f}",
         )
-    share = ratio(difference(student, base), gap)
+    share = ratio(difference(student, base), gap, shared)
     return Share(share.value, share.half_width)
 
 

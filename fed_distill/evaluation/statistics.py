@@ -5,20 +5,21 @@ initial weights, batches and cohorts; a test unit, which is a query of a ranking
 else a group of examples, is drawn from all that customers could have asked, done or written. Units are nested in data
 seeds and crossed with training seeds, because all students of one data seed are tested on the same units.
 
-The standard error is that of the hierarchical bootstrap: data seeds are resampled, within each of them training seeds
-and units (Davison and Hinkley 1997, section 3.8; for crossed factors, the pigeonhole bootstrap of Owen, Annals of
-Applied Statistics 2007). A mean is linear in the scores, so its variance over *all* resamples has a closed form (the
-ideal bootstrap of Efron and Tibshirani 1993, section 6.2), and none has to be drawn. Two corrections make it hold for
-few seeds: deviations at a level of n units are rescaled by sqrt(n / (n - 1)) (Rao and Wu, JASA 1988), without which
-the variance over three seeds is a third too small, and quantiles are Student's, with Satterthwaite's degrees of
-freedom. As these are too many where two seeds agree by chance, no interval is narrower than that of one level alone
-with its own degrees of freedom. A level with a single unit contributes nothing: the interval then says nothing about
-it, and ``Estimate.covers`` does not list it.
+With several data seeds the standard error is that of the hierarchical bootstrap that resamples data seeds and keeps
+what is within them (Davison and Hinkley 1997, section 3.8, strategy 1): the means of data seeds differ by everything
+that is drawn within one, so that resampling there too would count it twice. A mean is linear in the scores, so its
+variance over *all* resamples has a closed form (the ideal bootstrap of Efron and Tibshirani 1993, section 6.2), here
+rescaled by n / (n - 1) (Rao and Wu, JASA 1988), and the quantile is Student's with n - 1 degrees of freedom: the
+t-interval of the means. Splits of one table share most of their training rows and some of their test rows. Their
+variance is therefore increased from s² / n to s² (1 / n + test rows / training rows) (Nadeau and Bengio, Machine
+Learning 2003). By simulation such an interval over three splits covers the truth in 95 % where only the choice of
+test rows moves the score, and in 90 % where that of training rows moves it as much.
 
-Data seeds count as independent, which those of a generated marketplace are. Splits of one table share most of their
-training rows and some of their test rows (Nadeau and Bengio, Machine Learning 2003). By simulation an interval over
-three such splits still covers the truth in 95 % where the choice of training rows moves the score at most half as much
-as that of test rows, and in 88 % where both move it alike.
+With one data seed, training seeds and units are the two factors of a crossed design: the variance is that of the means
+of training seeds, plus that of the means of units, minus the interaction, which is in both (Searle, Casella and
+McCulloch 1992, chapter 4). The quantile has Satterthwaite's degrees of freedom; as these are too many where two seeds
+agree by chance, no interval is narrower than that of one factor alone with its own. A level with a single unit
+contributes nothing: the interval then says nothing about it, and ``Estimate.covers`` does not list it.
 """
 
 import math
@@ -61,23 +62,25 @@ class Estimate:
         return self.half_width is not None and self.value > 0 and self.value >= CLEAR * self.half_width
 
 
-def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
+def estimate(sample: Sample, shared: float = 0.0, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the mean over data seeds of the mean over training seeds and test units.
 
     :param sample: scores
+    :param shared: number of test rows divided by that of training rows, if data seeds split the same rows; 0 if each
+        has rows of its own
     :param confidence: of the interval
     :raises ValueError: there is no score, or one is not finite
     """
     value = _mean(sample)
-    parts = _variances(sample)
-    variance = sum(part for part, _ in parts)
+    means = [part.mean() for part in sample]
+    parts = [_between(means, shared)] if len(sample) > 1 else _crossed(sample[0])
     if not parts:
         return Estimate(value, None, None, (), None)
     covers = tuple(level for level, count in zip(LEVELS, _units(sample), strict=True) if count > 1)
-    if variance == 0.0:
-        return Estimate(value, 0.0, 0.0, covers, 1.0 if value == 0.0 else 0.0)
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    errors = [(math.sqrt(part), degrees) for part, degrees in [(variance, freedom), *parts] if part > 0.0]
+    variance = parts[0][0]
+    if variance == 0.0:  # without spread nothing is known of chance, unless there is no difference at all
+        return Estimate(value, 0.0, 0.0, covers, 1.0 if value == 0.0 else None)
+    errors = [(math.sqrt(part), degrees) for part, degrees in parts if part > 0.0]
     half = max(float(stdtrit(degrees, 0.5 + confidence / 2)) * error for error, degrees in errors)
     p_value = max(2.0 * float(stdtr(degrees, -abs(value) / error)) for error, degrees in errors)
     return Estimate(value, math.sqrt(variance), half, covers, p_value)
@@ -94,17 +97,17 @@ def difference(ours: Sample, theirs: Sample) -> Sample:
     return [own - other for own, other in zip(ours, theirs, strict=True)]
 
 
-def ratio(numerator: Sample, denominator: Sample) -> Estimate:
+def ratio(numerator: Sample, denominator: Sample, shared: float = 0.0) -> Estimate:
     """Estimate the ratio of two means R = mean(numerator) / mean(denominator), paired.
 
     The interval is that of mean(numerator - R denominator) / mean(denominator), the linearization for ratios (Cochran
     1977, section 6.3), which holds for a denominator that is clear of noise. p_value is None, since a ratio of zero
-    is a numerator of zero: test that.
+    is a numerator of zero: test that. shared: as of ``estimate``.
     """
     bottom = _mean(denominator)
     value = _mean(numerator) / bottom
     residual = estimate(
-        difference([part / bottom for part in numerator], [part * value / bottom for part in denominator])
+        difference([part / bottom for part in numerator], [part * value / bottom for part in denominator]), shared
     )
     return Estimate(value, residual.error, residual.half_width, residual.covers, None)
 
@@ -185,27 +188,21 @@ def _mean(sample: Sample) -> float:
     return float(np.mean([part.mean() for part in sample]))
 
 
-def _variances(sample: Sample) -> list[tuple[float, float]]:
-    """Return the bootstrap's variance of the mean due to each level with at least two units, and its degrees of
-    freedom; training seeds, test units and their interaction are pooled over the data seeds."""
-    seeds = len(sample)
-    parts = [_between([part.mean() for part in sample])] if seeds > 1 else []
-    within: dict[str, list[tuple[float, float]]] = {}
-    for part in sample:
-        rows, columns = part.mean(axis=1), part.mean(axis=0)
-        if len(rows) > 1:
-            within.setdefault("training seeds", []).append(_between(rows))
-        if len(columns) > 1:
-            within.setdefault("units", []).append(_between(columns))
-        if min(part.shape) > 1:
-            left = part - rows[:, None] - columns[None, :] + part.mean()
-            free = float((len(rows) - 1) * (len(columns) - 1))
-            within.setdefault("interaction", []).append((float((left**2).sum()) / free / part.size, free))
-    return parts + [
-        (sum(variance for variance, _ in found) / seeds**2, sum(free for _, free in found)) for found in within.values()
-    ]
+def _crossed(scores: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Return the variance of the mean of ``[training seeds, units]`` and its degrees of freedom, then those due to each
+    factor alone; empty for a single score."""
+    rows, columns = scores.mean(axis=1), scores.mean(axis=0)
+    factors = [_between(means) for means in (rows, columns) if len(means) > 1]
+    if len(factors) < 2:
+        return factors
+    left = scores - rows[:, None] - columns[None, :] + scores.mean()
+    free = float((len(rows) - 1) * (len(columns) - 1))
+    interaction = float((left**2).sum()) / free / scores.size
+    variance = max(sum(part for part, _ in factors) - interaction, *(part for part, _ in factors))
+    spread = sum(part**2 / degrees for part, degrees in [*factors, (interaction, free)])
+    return [(variance, variance**2 / spread if spread else free), *factors]
 
 
-def _between(means: Sequence[float] | npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the variance of the mean of independent units, and its degrees of freedom."""
-    return float(np.var(means, ddof=1)) / len(means), float(len(means) - 1)
+def _between(means: Sequence[float] | npt.NDArray[np.float64], shared: float = 0.0) -> tuple[float, float]:
+    """Return the variance of the mean of units, and its degrees of freedom. shared: as of ``estimate``."""
+    return float(np.var(means, ddof=1)) * (1 / len(means) + shared), float(len(means) - 1)

@@ -228,7 +228,8 @@ class Comparison:
             progress = federate(federation, self._on_round, partial(self._on_resume, arm))
         began = time.perf_counter() - progress.seconds
         weights, notes = progress.state.weights, []
-        before, before_by_unit = None, []
+        before: Metrics | None = None
+        before_by_unit: list[float] = []
         adaptation = self.experiment.adaptation
         if kind == "federation" and adaptation.enabled:
             before, before_by_unit = self.evaluator.test_by_unit(self._global_student(weights))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fed_distill.config import CONTROLS
 from fed_distill.config.controls import OF_PURCHASES
+from fed_distill.data.dataset import test_to_train
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import estimate, holm
 from fed_distill.reporting.differences import REFERENCES
@@ -20,7 +21,7 @@ from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.gains import baseline_fingerprints, gain_by_cell
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
-from fed_distill.sweeps.samples import NO_UNITS, OWN, UnitTable, above, gain_estimate, gap_of, sample_of
+from fed_distill.sweeps.samples import NO_UNITS, OWN, UnitTable, above, gain_estimate, gap_of, sample_of, shared_of
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
@@ -56,17 +57,18 @@ BETWEEN = " | "
 def results_table(study: Study, cells: Sequence[Cell], places: Places, units: UnitTable = NO_UNITS) -> pd.DataFrame:
     """Return one row per cell, controls included (``role``).
 
-    Axes contain labels. ``controls`` is the fingerprint of the cell with the controls. ``score`` is the headline
-    metric, named in ``run.headline``. ``control.X`` is that of control X with the same seed, ``control_auc.X`` its
-    AUC, ``control_cold.X`` its score on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences
-    to these controls, ``cold_above_server`` that on cold-start merchants. ``own_students`` is the mean accuracy of the
-    students that merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to that of
-    the global student at the same merchants. ``baseline`` is the fingerprint of the
-    baseline's cell that is otherwise equal, ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data``
-    whether both have the same test data by their settings. ``gap_closed`` uses the controls, and is missing where their
-    scores by unit do not show that pooling is worth something. Bytes are serialized messages of one merchant: per
-    round down and up, and over all rounds up (``sent_bytes``) and both. ``seconds`` is the time of the federation
-    and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's, flattened.
+    Axes contain labels. ``test_to_train`` is 0 if each data seed has rows of its own. ``controls`` is the
+    fingerprint of the cell with the controls. ``score`` is the headline metric, named in ``run.headline``.
+    ``control.X`` is that of control X with the same seed, ``control_auc.X`` its AUC, ``control_cold.X`` its score
+    on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences to these controls,
+    ``cold_above_server`` that on cold-start merchants. ``own_students`` is the mean accuracy of the students that
+    merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to that of the global
+    student at the same merchants. ``baseline`` is the fingerprint of the baseline's cell that is otherwise equal,
+    ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data`` whether both have the same test data by
+    their settings. ``gap_closed`` uses the controls, and is missing where their scores by unit do not show that
+    pooling is worth something. Bytes are serialized messages of one merchant: per round down and up, and over all
+    rounds up (``sent_bytes``) and both. ``seconds`` is the time of the federation and its adaptation,
+    ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's, flattened.
 
     :raises CheckpointError: a summary is damaged or of another experiment (``Places.check``)
     """
@@ -161,6 +163,7 @@ def _head(study: Study, cell: Cell, places: Places, summary: Mapping[str, Any] |
         **{axis.name: cell.labels.get(axis.name) for axis in study.axes},
         "seed": cell.seed,
         "data_seed": cell.data_seed,
+        "test_to_train": test_to_train(cell.experiment.data),
         "fingerprint": cell.fingerprint,
         "controls": cell.controls,
         "status": FINISHED if summary is not None else MISSING if reason is None else FAILED,
@@ -248,7 +251,7 @@ def _mean(rows: pd.DataFrame, column: str, units: UnitTable) -> tuple[float | No
     sample = sample_of(rows, column, units if column == OWN or column.startswith("control.") else None)
     if sample is None:
         return None, None
-    found = estimate(sample)
+    found = estimate(sample, shared_of(rows))
     return found.value, found.half_width
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fed_distill.config import is_protected
 from fed_distill.evaluation.statistics import estimate
-from fed_distill.sweeps.samples import UnitTable, sample_of
+from fed_distill.sweeps.samples import UnitTable, sample_of, shared_of
 
 Row = Mapping[Hashable, Any]
 """A combination's columns (``collect.combinations_table``)."""
@@ -106,7 +106,8 @@ def levels(
 ) -> list[ControlLevel]:
     """Return the means over data seeds and seeds of the measured controls in ``names`` (displayed name by control).
 
-    Empty if controls differ between cells of one seed, since there is no common level then.
+    Without those that a cell lacks, and empty if controls differ between cells of one seed, since there is no common
+    level then.
 
     :param of: ``control`` for the headline metric, ``control_auc`` for the AUC, ``control_cold`` for the headline
         metric on cold-start merchants
@@ -117,9 +118,9 @@ def levels(
         return []
     found = []
     for name, shown in names.items():
-        sample = sample_of(rows.dropna(subset=[f"{of}.{name}"]), f"{of}.{name}", units)
+        sample = sample_of(rows, f"{of}.{name}", units)
         if sample is not None:
-            level = estimate(sample)
+            level = estimate(sample, shared_of(rows))
             found.append(ControlLevel(shown, level.value, level.half_width))
     return found
 

@@ -80,10 +80,15 @@ def sample_of(rows: pd.DataFrame, column: str, units: UnitTable | None = None) -
     return found
 
 
+def shared_of(rows: pd.DataFrame) -> float:
+    """Return what the data seeds of cells share (``statistics.estimate``)."""
+    return float(rows["test_to_train"].max())
+
+
 def above(rows: pd.DataFrame, reference: str, units: UnitTable) -> Estimate | None:
     """Estimate the paired difference of the headline score to a control's; None if one is missing."""
     ours, theirs = _same(sample_of(rows, OWN, units), sample_of(rows, f"control.{reference}", units))
-    return None if ours is None or theirs is None else estimate(difference(ours, theirs))
+    return None if ours is None or theirs is None else estimate(difference(ours, theirs), shared_of(rows))
 
 
 def gain_estimate(rows: pd.DataFrame, units: UnitTable) -> Estimate | None:
@@ -96,7 +101,7 @@ def gain_estimate(rows: pd.DataFrame, units: UnitTable) -> Estimate | None:
     of_baseline = rows.assign(**{"fingerprint": rows["baseline"], OWN: rows[OWN] - rows["gain"]})  # its own score
     shared = units if rows["same_test_data"].all() else None
     ours, theirs = _same(sample_of(rows, OWN, shared), sample_of(of_baseline, OWN, shared))
-    return None if ours is None or theirs is None else estimate(difference(ours, theirs))
+    return None if ours is None or theirs is None else estimate(difference(ours, theirs), shared_of(rows))
 
 
 def control_above(results: pd.DataFrame, control: str, reference: str, units: UnitTable) -> Estimate | None:
@@ -106,14 +111,14 @@ def control_above(results: pd.DataFrame, control: str, reference: str, units: Un
     if control == reference or rows.empty or rows[columns].isna().any(axis=None):
         return None
     ours, theirs = _same(*(sample_of(rows, column, units) for column in columns))
-    return None if ours is None or theirs is None else estimate(difference(ours, theirs))
+    return None if ours is None or theirs is None else estimate(difference(ours, theirs), shared_of(rows))
 
 
 def gap_of(rows: pd.DataFrame, prefix: str, own: str, units: UnitTable | None) -> Share:
     """Return the gap closed by a combination. prefix: ``control`` or ``control_auc``, for the column ``own``."""
     samples = [sample_of(rows, column, units) for column in (own, *(f"{prefix}.{name}" for name in YARDSTICKS))]
     student, *controls = _same(*samples)
-    return gap_closed(student, dict(zip(YARDSTICKS, controls, strict=True)))
+    return gap_closed(student, dict(zip(YARDSTICKS, controls, strict=True)), shared_of(rows))
 
 
 def _same(*samples: Sample | None) -> Sequence[Sample | None]:

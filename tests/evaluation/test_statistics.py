@@ -30,30 +30,6 @@ def drawn(rng, shape, data=0.0, training=0.0, query=0.2, rest=0.1):
     ]
 
 
-def resampled(sample, draws, rng):
-    """Draw the hierarchical bootstrap's means, with each level's deviations rescaled by sqrt(n / (n - 1))."""
-
-    def scale(count):
-        return np.sqrt(count / (count - 1)) if count > 1 else 1.0
-
-    grand = np.mean([part.mean() for part in sample])
-    means = []
-    for _ in range(draws):
-        total = []
-        for part in (sample[place] for place in rng.integers(len(sample), size=len(sample))):
-            rows = part.mean(axis=1) - part.mean()
-            columns = part.mean(axis=0) - part.mean()
-            left = part - part.mean() - rows[:, None] - columns[None, :]
-            chosen = rng.integers(part.shape[0], size=part.shape[0])
-            asked = rng.integers(part.shape[1], size=part.shape[1])
-            low, high = scale(part.shape[0]), scale(part.shape[1])
-            within = low * rows[chosen].mean() + high * columns[asked].mean()
-            within += low * high * left[np.ix_(chosen, asked)].mean()
-            total.append(scale(len(sample)) * (part.mean() - grand) + within)
-        means.append(grand + np.mean(total))
-    return np.array(means)
-
-
 def test_one_training_seed_is_a_t_interval_over_the_queries():
     scores = np.random.default_rng(0).uniform(size=(1, 60))
     found = estimate([scores])
@@ -87,43 +63,84 @@ def test_the_error_over_queries_is_that_of_scipys_bootstrap():
     assert found.value - found.half_width == pytest.approx(expected.confidence_interval.low, abs=0.002)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 40), (3, 1, 40), (3, 2, 20), (2, 3, 1)])
-def test_the_error_is_that_of_drawn_resamples(shape):
+@pytest.mark.parametrize("shape", [(3, 1, 40), (5, 2, 20), (4, 3, 1)])
+def test_several_data_seeds_are_resampled_whole(shape):
+    """The error is that of drawn resamples of data seeds, rescaled, and the interval the t-interval of their means."""
+    rng = np.random.default_rng(4)
     sample = drawn(np.random.default_rng(3), shape, data=0.01, training=0.03)
-    assert estimate(sample).error == pytest.approx(resampled(sample, 3000, np.random.default_rng(4)).std(), rel=0.05)
+    means = np.array([part.mean() for part in sample])
+    drawn_means = means[rng.integers(len(means), size=(20_000, len(means)))].mean(axis=1)
+    found = estimate(sample)
+    assert found.error == pytest.approx(drawn_means.std() * (len(means) / (len(means) - 1)) ** 0.5, rel=0.03)
+    expected = stats.ttest_1samp(means, 0.0)
+    interval = expected.confidence_interval(0.95)
+    assert found.half_width == pytest.approx((interval.high - interval.low) / 2)
+    assert found.p_value == pytest.approx(expected.pvalue)
 
 
-def test_the_variance_is_the_sum_of_the_levels_by_hand():
-    """Two data seeds of two training seeds and two queries; levels of one degree of freedom each."""
-    sample = [np.array([[0.0, 2.0], [4.0, 10.0]]), np.array([[1.0, 1.0], [1.0, 1.0]])]
-    # Means 4 and 1: data (4.5) / 2. Rows 1, 7: 18 / 2, columns 2, 6: 8 / 2, interaction +-1: 4 / 1 / 4; each / 2**2.
-    total = 2.25 + (9.0 + 4.0 + 1.0) / 4
-    freedom = total**2 / (2.25**2 / 1 + (9 / 4) ** 2 / 2 + (4 / 4) ** 2 / 2 + (1 / 4) ** 2 / 2)
+def test_the_variance_of_a_crossed_design_by_hand():
+    """Two training seeds and two queries: row means 1 and 7 give 18 / 2, column means 2 and 6 give 8 / 2, and the
+    interaction of +-1 gives 4 / 1 / 4, which is in both."""
+    found = [np.array([[0.0, 2.0], [4.0, 10.0]])]
+    total = 9.0 + 4.0 - 1.0
+    freedom = total**2 / (9.0**2 / 1 + 4.0**2 / 1 + 1.0**2 / 1)
     whole = stats.t.ppf(0.975, freedom) * total**0.5
-    alone = stats.t.ppf(0.975, 1) * 2.25**0.5
+    alone = stats.t.ppf(0.975, 1) * 9.0**0.5
     assert whole < alone
-    assert estimate(sample).error == pytest.approx(total**0.5)
-    assert estimate(sample).half_width == pytest.approx(alone)
-    assert estimate(sample, 0.5).half_width == pytest.approx(stats.t.ppf(0.75, freedom) * total**0.5)
+    assert estimate(found).error == pytest.approx(total**0.5)
+    assert estimate(found).half_width == pytest.approx(alone)
+    assert estimate(found, confidence=0.5).half_width == pytest.approx(stats.t.ppf(0.75, freedom) * total**0.5)
 
 
 @pytest.mark.parametrize(
     ("shape", "spread"),
     [
-        ((1, 1, 60), {}),
-        ((1, 3, 60), {"training": 0.02}),
-        ((1, 2, 60), {"training": 0.1}),
-        ((3, 1, 60), {"data": 0.05}),
-        ((2, 1, 60), {"data": 0.1}),
-        ((3, 3, 60), {"data": 0.05, "training": 0.02}),
-        ((3, 3, 60), {}),
+        ((1, 3, 60), {"training": 0.03}),
+        ((1, 5, 60), {"rest": 0.2}),
+        ((3, 1, 60), {"data": 0.02}),
+        ((3, 3, 60), {"rest": 0.3}),
     ],
 )
-def test_intervals_cover_a_known_mean_at_least_as_often_as_they_say(shape, spread):
+def test_the_variance_is_neither_too_small_nor_counted_twice(shape, spread):
+    rng = np.random.default_rng(14)
+    found = [estimate(drawn(rng, shape, **spread)) for _ in range(3000)]
+    estimated = np.mean([one.error**2 for one in found])
+    assert estimated == pytest.approx(np.var([one.value for one in found]), rel=0.08)
+
+
+def test_splits_of_the_same_rows_have_the_factor_of_nadeau_and_bengio():
+    values = [0.91, 0.93, 0.92]
+    found = estimate([np.array([[value]]) for value in values], shared=0.2 / 0.7)
+    assert found.half_width == pytest.approx(4.302653 * 0.01 * (1 / 3 + 2 / 7) ** 0.5, rel=1e-5)
+    one = [np.random.default_rng(0).uniform(size=(3, 40))]
+    assert estimate(one, shared=0.2 / 0.7) == estimate(one), "one split shares its rows with no other"
+
+
+def test_scores_without_spread_prove_no_difference():
+    found = estimate([np.array([[0.01], [0.01], [0.01]])])
+    assert (found.value, found.half_width, found.p_value) == (pytest.approx(0.01), 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spread", "most"),
+    [
+        ((1, 1, 60), {}, 0.97),
+        ((1, 3, 60), {"training": 0.02}, 0.98),
+        ((1, 2, 60), {"training": 0.1}, 0.98),
+        ((1, 3, 60), {"query": 0.0, "rest": 0.3}, 1.0),  # two degrees of freedom, though the interaction has more
+        ((3, 1, 60), {"data": 0.05}, 0.97),
+        ((2, 1, 60), {"data": 0.1}, 0.97),
+        ((3, 3, 60), {"data": 0.05, "training": 0.02}, 0.97),
+        ((3, 3, 60), {}, 0.97),
+        ((8, 1, 60), {"data": 0.02}, 0.97),
+    ],
+)
+def test_intervals_cover_a_known_mean_as_often_as_they_say(shape, spread, most):
     rng = np.random.default_rng(5)
-    repeats = 400
+    repeats = 600
     hits = sum(abs((found := estimate(drawn(rng, shape, **spread))).value) <= found.half_width for _ in range(repeats))
-    assert hits / repeats >= 0.95 - 2.6 * (0.95 * 0.05 / repeats) ** 0.5
+    error = (0.95 * 0.05 / repeats) ** 0.5
+    assert 0.95 - 2.6 * error <= hits / repeats <= most + 2.6 * error
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 200), (1, 3, 200), (3, 1, 200)])
@@ -222,14 +239,14 @@ def coverage_of_three_splits(moved_by_training: float, independent: bool) -> flo
             test, train = order[: rows // 5], order[3 * rows // 10 :]
             level = moved_by_training * taught[train].mean() * math.sqrt(len(train))
             sample.append((level + math.sqrt(len(test)) * asked[test])[None, :])
-        found = estimate(sample)
+        found = estimate(sample, 0.0 if independent else 0.2 / 0.7)
         hits += abs(found.value) <= found.half_width
     return hits / trials
 
 
 @pytest.mark.parametrize(
     ("moved_by_training", "independent", "covered"),
-    [(1.0, True, 0.97), (0.0, False, 0.975), (0.5, False, 0.95), (1.0, False, 0.88)],
+    [(1.0, True, 0.95), (0.0, False, 0.95), (0.5, False, 0.925), (1.0, False, 0.90)],
 )
 def test_what_overlapping_splits_cost(moved_by_training, independent, covered):
     assert coverage_of_three_splits(moved_by_training, independent) == pytest.approx(covered, abs=0.025)
