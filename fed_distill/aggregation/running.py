@@ -73,7 +73,7 @@ class RunningUpdate:
         if name not in self._sums:
             return current
         if isinstance(weight, Tensor):
-            weight = _by_row(weight.clamp_min(1.0), current.dim())
+            weight = _by_row(weight.masked_fill(weight == 0, 1.0), current.dim())
         return (current.double() + rate * self._sums[name] / weight).to(current.dtype)
 
 

@@ -64,7 +64,6 @@ def account(
     personal: bool = False,
     *,
     reproducible_noise: bool = True,
-    largest_group: int | None = None,
 ) -> dict[str, Any]:
     """Return the entry ``privacy`` of a federation in ``summary.json``; an unbounded epsilon is None.
 
@@ -74,14 +73,12 @@ def account(
     :param sends: payloads that merchants send
     :param personal: see ``Mechanism.disclose``
     :param reproducible_noise: see ``Mechanism.disclose``
-    :param largest_group: size of the largest group of examples at any merchant, if known: for such a group an
-        example-level guarantee is weaker by this factor
     """
     disclosed = mechanism.disclose(config, sends, personal, reproducible_noise=reproducible_noise)
     return {
         "unit": mechanism.name,
         "group": mechanism.group(),
-        "largest_group": largest_group,
+        "largest_group": None,  # known in a simulation only, whose summary adds it
         "epsilon": bounded(spent.epsilon),
         "delta": spent.delta,
         "epsilon_at": {"1e-05": bounded(spent.epsilon_5), "1e-06": bounded(spent.epsilon_6)},

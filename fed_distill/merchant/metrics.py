@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed_distill.endpoint import as_text, library
 from fed_distill.errors import BudgetExceeded, FedDistillError, LedgerError, NotAllowed
+from fed_distill.merchant.limits import Rules
 from fed_distill.privacy.ledger import Ledgers, composed, exposure
 from fed_distill.storage.files import read_json, write_atomic
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 COUNTS, TEXT = "counts.json", "fed_distill.prom"
 """Files of the metrics folder: the counts, and all metrics in Prometheus' text format."""
-RULES = ("budget", "failed", "hours", "max_rounds", "max_update_mib", "methods", "scores", "texts")
-"""Causes of refusals: the merchants' limits, a failed training, or one of ``[limits.rules]``."""
+RULES = ("budget", "failed", "app", *Rules.model_fields)
+"""Causes of refusals: the merchants' limits, a failed training, an app of others, or one of ``[limits.rules]``."""
 
 
 def rule_of(error: FedDistillError) -> str:

@@ -10,6 +10,13 @@ MOST_REASONS = 10
 """Maximum number of reasons listed per federation, the most frequent first."""
 
 
+def rounds_of_a_merchant(summary: Mapping[str, Any], title: str, rounds: int) -> float:
+    """Return in how many of a federation's ``rounds`` a merchant sent something, on average over merchants and seeds;
+    in all for a run of an older release, which did not count."""
+    counted = summary.get("answers", {}).get(title)
+    return float(rounds) if not counted else rounds * counted["merged"] / (counted["rounds"] * summary["merchants"])
+
+
 def answers(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Count participation by federation, over all rounds of all seeds.
 

@@ -14,6 +14,7 @@ from fed_distill.config.controls import OF_PURCHASES
 from fed_distill.data.dataset import test_to_train
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import estimate, holm
+from fed_distill.reporting.answers import rounds_of_a_merchant
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.run_comparison import changes_of_test_data
 from fed_distill.reporting.store import read_summary
@@ -66,9 +67,10 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     student at the same merchants. ``baseline`` is the fingerprint of the baseline's cell that is otherwise equal,
     ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data`` whether both have the same test data by
     their settings. ``gap_closed`` uses the controls, and is missing where their scores by unit do not show that
-    pooling is worth something. Bytes are serialized messages of one merchant: per round down and up, and over all
-    rounds up (``sent_bytes``) and both. ``seconds`` is the time of the federation and its adaptation,
-    ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's, flattened.
+    pooling is worth something. Bytes are serialized messages of one merchant: per round in which it takes part down
+    and up, and over all rounds, on average over merchants, up (``sent_bytes``) and both. ``seconds`` is the time of
+    the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the
+    summary's, flattened.
 
     :raises CheckpointError: a summary is damaged or of another experiment (``Places.check``)
     """
@@ -179,7 +181,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     privacy = dict(summary["privacy"])
     audit = {key: value for key, value in (privacy.pop("audit", None) or {}).items() if key != "threat_models"}
     federation = summary["federations"][summary["federation"]]
-    rounds = federation["rounds"]
+    took_part = rounds_of_a_merchant(summary, summary["federation"], federation["rounds"])
     scores: dict[str, Any] = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
     score = student[headline]
     cold = {name: (controls.get(name, {}).get("cold") or {}).get(headline) for name in CONTROLS}
@@ -204,8 +206,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         },
         "downlink_bytes": down,
         "uplink_bytes": up,
-        "sent_bytes": rounds * up,
-        "total_bytes": rounds * (down + up),
+        "sent_bytes": took_part * up,
+        "total_bytes": took_part * (down + up),
         "seconds": federation["seconds"],
         "run.rounds": summary["rounds"],
         "run.merchants": summary["merchants"],

@@ -1,7 +1,8 @@
 """The findings of a study in sentences for non-engineers: the main answer first, then one sentence per series.
 
-Comparisons are paired, and called a difference only if they exceed the half-width of their 95 % interval; without one,
-the sentence states that chance cannot be excluded.
+Comparisons are paired, and called a difference only if they exceed the half-width of their 95 % interval and their
+p-value, with Holm's correction over the combinations, is below 0.05; without an interval, the sentence states that
+chance cannot be excluded.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from fed_distill.reporting.headline import SIGNIFICANT, probability
 from fed_distill.reporting.wording import METRIC_NAMES, number, percent, plus_minus
 from fed_distill.sweeps.collect import FINISHED, WHITE_BOX
 from fed_distill.sweeps.curves import Row, epsilon_of, rounded_up, series_numbers
@@ -137,12 +139,20 @@ def _against_server(row: Row, with_score: bool = True) -> str:
         return f" and is {'above' if difference > 0 else 'not above'} {server}{only}"
     if abs(difference) <= half:
         return f" and differs from {server} by no more than chance"
+    if not _is_significant(row):
+        p_value = probability(row["above_server_p"])
+        return f" and may differ from {server} by chance (p = {p_value} among the rows of the table)"
     return f" and is {'above' if difference > 0 else 'below'} {server}"
 
 
 def _is_above(row: Row) -> bool:
     half = row["above_server_interval"]
-    return bool(row["above_server"] > (0.0 if math.isnan(half) else half))
+    return bool(row["above_server"] > (0.0 if math.isnan(half) else half)) and _is_significant(row)
+
+
+def _is_significant(row: Row) -> bool:
+    """Whether the difference to the server has a small p-value, or none."""
+    return not row["above_server_p"] >= SIGNIFICANT
 
 
 def _rows(combinations: pd.DataFrame) -> list[Row]:

@@ -16,7 +16,7 @@ from fed_distill.sweeps.places import Places
 
 @dataclass(frozen=True)
 class Step:
-    """The mean validation score after a round, and the megabytes that a merchant had sent by then."""
+    """The mean validation score after a round, and the megabytes that a merchant had sent by then on average."""
 
     round: int
     megabytes: float
@@ -67,7 +67,7 @@ def _steps(name: str, places: Places) -> dict[int, Step]:
     """Return the validated rounds of a cell's federation."""
     summary = read_summary(places.run(name))
     rounds = [record for record in read_records(places.run(name)) if record["federation"] == summary["federation"]]
-    sent = accumulate((record["bytes"]["uplink"] or 0.0) / 1e6 for record in rounds)
+    sent = accumulate(record["total_bytes"]["uplink"] / summary["merchants"] / 1e6 for record in rounds)
     return {
         record["round"]: Step(record["round"], megabytes, value)
         for record, megabytes in zip(rounds, sent, strict=True)

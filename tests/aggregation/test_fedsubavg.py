@@ -50,6 +50,16 @@ def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
     np.testing.assert_allclose(merged["table"].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_row_of_one_merchant_moves_by_its_whole_update_even_if_its_uses_were_truncated(current, make_uplinks):
+    (uplink,) = make_uplinks(1)
+    sent = uplink.need(StudentUpdate)
+    truncated = uplink.having(sent.with_counts({"table": sent.counts["table"].double() * 0.3 / sent.counts["table"]}))
+    merged = FedSubAvg().average(current, [truncated])
+    rows = sent.rows["table"]
+    expected = current["table"][rows].double() + sent.arrays["table"].double()
+    np.testing.assert_allclose(merged["table"][rows].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_merchant_that_overstates_its_uses_counts_no_more_than_four_an_example(current, make_uplinks):
     uplinks = make_uplinks(5)
     byzantine, sent = uplinks[1], uplinks[1].need(StudentUpdate)

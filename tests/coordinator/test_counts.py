@@ -224,7 +224,7 @@ def merged_by_hand(start, uplinks, submodels, limited=True):
             bottom[rows] += weight
         if not submodels:
             bottom[:] = float(sum(examples))
-        merged[name] = value.double() + top / bottom.clamp_min(1.0).view(shape)
+        merged[name] = value.double() + top / torch.where(bottom > 0, bottom, 1.0).view(shape)
     return merged
 
 

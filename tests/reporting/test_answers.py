@@ -1,6 +1,8 @@
 """Who took part is counted by federation, over rounds and seeds, with the reasons of most first."""
 
-from fed_distill.reporting.answers import MOST_REASONS, answers
+import pytest
+
+from fed_distill.reporting.answers import MOST_REASONS, answers, rounds_of_a_merchant
 
 
 def record(federation, seed, reasons=(), retried=(), **counts):
@@ -13,6 +15,14 @@ def record(federation, seed, reasons=(), retried=(), **counts):
         "retried": list(retried),
         "answers": became,
     }
+
+
+def test_a_merchant_sends_in_the_rounds_in_which_it_takes_part():
+    """Two seeds of two rounds each, in which 3 + 3 and 2 + 2 of ten merchants sent something: half a round each."""
+    counted = answers([record("a", seed, merged=3 - seed) for seed in (0, 0, 1, 1)])
+    assert rounds_of_a_merchant({"merchants": 10, "answers": counted}, "a", 2) == pytest.approx(0.5)
+    assert rounds_of_a_merchant({"merchants": 10, "answers": counted}, "of an older release", 2) == 2.0
+    assert rounds_of_a_merchant({"merchants": 10}, "a", 2) == 2.0
 
 
 def test_counts_add_up_over_rounds_and_seeds_for_each_federation():

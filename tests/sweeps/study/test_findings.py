@@ -66,6 +66,15 @@ def test_a_difference_within_its_interval_is_called_chance(combinations):
     assert answer(combinations).startswith("At none")
 
 
+def test_a_difference_that_is_not_significant_among_all_rows_may_be_chance(combinations):
+    combinations["above_server_p"] = 0.6
+    assert told(answer(combinations)) == ["better in", "chance"]
+    found = dict(sentences(combinations))["fedmd · example"]
+    assert "may differ from the server alone (0.9010) by chance (p = 0.600 among the rows of the table)" in found
+    combinations["above_server_p"] = 0.04
+    assert told(answer(combinations))[0] == "ε = 1"
+
+
 def test_one_seed_is_said_to_be_one(combinations):
     combinations["above_server_interval"] = math.nan
     combinations["score_interval"] = math.nan

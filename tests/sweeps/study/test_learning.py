@@ -22,7 +22,7 @@ def record(federation, number, value, sent=250_000.0):
         "seed": 0,
         "federation": federation,
         "round": number,
-        "bytes": {"uplink": sent},
+        "total_bytes": {"uplink": 6 * sent},  # of the sham's six merchants
         **({} if value is None else {"valid": {"ndcg@10": value}}),
     }
 

@@ -88,6 +88,21 @@ def test_a_sample_is_by_data_seed_and_in_order_of_seeds():
     assert sample_of(rows.assign(score=[None, 1.0, 1.0, 1.0]), "score") is None
 
 
+@pytest.mark.parametrize(
+    ("options", "factor"), [({}, 1 / 2), ({"world_seed": 0}, 1 / 2 + 0.2 / 0.7)], ids=["marketplaces", "splits of one"]
+)
+def test_intervals_over_splits_of_the_same_rows_are_wider(options, factor, write_cells, tmp_path):
+    """Student's for two data seeds, with the correction of Nadeau and Bengio (2003) where they share rows."""
+    data = {"dataset": "marketplace", "options": options, "valid_share": 0.1, "test_share": 0.2}
+    study = study_of(seeds=1, data_seeds=[4, 7], base={"federation": {"rounds": 5}, "data": data})
+    cells, places = expand(study), Places(tmp_path / "splits")
+    write_cells(cells, places)
+    results = results_table(study, cells, places)
+    results = results.assign(score=results["data_seed"].map({4: 0.90, 7: 0.92}))
+    found = combinations_table(study, results)["score_interval"]
+    assert found.tolist() == pytest.approx([stats.t.ppf(0.975, 1) * 0.02 / 2**0.5 * factor**0.5] * 2)
+
+
 def test_a_cell_without_scores_by_unit_leaves_means_for_all():
     rows = frame([{"data_seed": d, "seed": 0, "score": 0.5, "fingerprint": str(d)} for d in (0, 1)])
     found = sample_of(rows, "score", UnitTable({"0": {"score": [0.25, 0.75]}}))
