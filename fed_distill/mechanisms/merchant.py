@@ -68,6 +68,10 @@ class ByMerchant(AtServer):
                 f"privacy.unit = {self.name!r} adds noise to a mean of updates: choose a method that sends an update "
                 f"only, such as fedavg-kd, with aggregator fedavg, not {federation.method} with {federation.aggregator}"
             )
+        if federation.aggregator_options:
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} weights all merchants alike: remove federation.aggregator_options"
+            )
 
     def noise_multiplier(self, terms: Terms) -> float:
         """Return the noise multiplier of each round's mean update."""

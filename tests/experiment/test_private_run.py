@@ -140,6 +140,13 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
             {"privacy": {"unit": "merchant", "epsilon": 6.0}, "federation.method": "scaffold"},
             "privacy.unit = 'merchant' adds noise to a mean of updates: choose a method that sends an update only",
         ),
+        (
+            {
+                "privacy": {"unit": "merchant", "epsilon": 6.0},
+                "federation.aggregator_options": {"weight": "examples-squared"},
+            },
+            "weights all merchants alike: remove federation.aggregator_options",
+        ),
         ({"privacy": {"unit": "vote", "epsilon": 6.0}}, "choose a method that sends votes only, such as pate"),
         (
             {"privacy.weighting": "examples-squared", "federation.aggregator": "fedmedian"},
