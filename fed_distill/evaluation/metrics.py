@@ -4,14 +4,12 @@ Classification metrics are scikit-learn's. The ranking metrics follow the KDD Cu
 2022, ESCI): nDCG at 10 with linear gains.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 from sklearn.metrics import classification_report as sklearn_report
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
@@ -174,18 +172,6 @@ def headline(metrics: Mapping[str, float | None], task: Task) -> float | None:
             f"{task.headline} of task {task.name!r} was not computed: the dataset has no ranking view for this task"
         )
     return metrics[task.headline]
-
-
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
-    """Return the mean and the half-width of its Student-t interval; the half-width is None for a single value."""
-    if not values:
-        raise ValueError("an interval needs at least one value")
-    array = np.asarray(values, dtype=np.float64)
-    mean = float(array.mean())
-    if len(array) == 1:
-        return mean, None
-    quantile = float(stdtrit(len(array) - 1, 0.5 + confidence / 2))
-    return mean, quantile * float(array.std(ddof=1)) / math.sqrt(len(array))
 
 
 @dataclass(frozen=True)

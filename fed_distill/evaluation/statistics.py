@@ -86,6 +86,15 @@ def estimate(sample: Sample, shared: float = 0.0, confidence: float = CONFIDENCE
     return Estimate(value, math.sqrt(variance), half, covers, p_value)
 
 
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of independent values and the half-width of its 95 % t-interval; None for a single value.
+
+    :raises ValueError: there is no value, or one is not finite
+    """
+    found = estimate([np.array(values, dtype=np.float64)[:, None]])
+    return found.value, found.half_width
+
+
 def difference(ours: Sample, theirs: Sample) -> Sample:
     """Return the paired difference ``ours - theirs`` of two rows measured on equal seeds and test units.
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fed_distill.evaluation.metrics import interval
+from fed_distill.evaluation.statistics import interval
 from fed_distill.reporting import charts
 from fed_distill.reporting.answers import rounds_of_a_merchant
 from fed_distill.reporting.wording import ROW_NAMES

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fed_distill.evaluation.metrics import interval
+from fed_distill.evaluation.statistics import interval
 from fed_distill.reporting.wording import UNKNOWN, number, signed
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.headline_metric import metric_name

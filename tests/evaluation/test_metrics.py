@@ -15,7 +15,6 @@ from fed_distill.evaluation.metrics import (
     classification,
     classification_report,
     headline,
-    interval,
     macro_f1_by_group,
     ndcg_by_query,
     ranking,
@@ -229,22 +228,6 @@ def test_the_headline_is_ndcg_for_graded_tasks_and_macro_f1_otherwise():
     assert headline(metrics, BINARY) == 0.7
     with pytest.raises(DataError, match=r"ndcg@10 .*no ranking view"):
         headline({"macro_f1": 0.7}, GRADES)
-
-
-# Two-sided 95 % quantiles of Student's t, NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2.
-@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (3, 4.303), (4, 3.182), (5, 2.776), (11, 2.228)])
-def test_the_interval_uses_students_t(seeds, quantile):
-    values = [0.0] * (seeds - 1) + [1.0]
-    mean, half = interval(values)
-    deviation = np.sqrt((1 / seeds * (1 - 1 / seeds)) * seeds / (seeds - 1))
-    assert mean == pytest.approx(1 / seeds)
-    assert half == pytest.approx(quantile * deviation / np.sqrt(seeds), rel=1e-3)
-
-
-def test_one_value_has_no_interval():
-    assert interval([0.5]) == (0.5, None)
-    with pytest.raises(ValueError, match="at least one"):
-        interval([])
 
 
 def test_the_worst_merchant_has_enough_test_examples():

@@ -10,6 +10,7 @@ from fed_distill.evaluation.statistics import (
     difference,
     estimate,
     holm,
+    interval,
     ratio,
     shrunk_accuracies,
     worst_tenth,
@@ -40,6 +41,22 @@ def test_one_training_seed_is_a_t_interval_over_the_queries():
     )
     assert found.p_value == pytest.approx(expected.pvalue)
     assert found.covers == (TEST_DATA,)
+
+
+# Two-sided 95 % quantiles of Student's t, NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2.
+@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (3, 4.303), (4, 3.182), (5, 2.776), (11, 2.228)])
+def test_the_interval_uses_students_t(seeds, quantile):
+    values = [0.0] * (seeds - 1) + [1.0]
+    mean, half = interval(values)
+    deviation = np.sqrt((1 / seeds * (1 - 1 / seeds)) * seeds / (seeds - 1))
+    assert mean == pytest.approx(1 / seeds)
+    assert half == pytest.approx(quantile * deviation / np.sqrt(seeds), rel=1e-3)
+
+
+def test_one_value_has_no_interval():
+    assert interval([0.5]) == (0.5, None)
+    with pytest.raises(ValueError, match="at least one"):
+        interval([])
 
 
 def test_a_metric_without_queries_is_a_t_interval_over_the_seeds():
