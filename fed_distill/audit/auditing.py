@@ -46,6 +46,7 @@ from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.base import Mechanism
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
+from fed_distill.methods.base import private_training
 from fed_distill.models import TextModel, build_student
 from fed_distill.models.weights import Weights, updated
 from fed_distill.payloads.class_means import ClassMeans
@@ -63,7 +64,8 @@ from fed_distill.storage.parts import CHECKPOINT, RunPart
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.training.preparation import steps_of
+from fed_distill.training.preparation import private_steps
+from fed_distill.training.private_training import PrivateTraining
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Uplink
 
@@ -230,11 +232,11 @@ class Auditing:
         return shares_from_soft_labels(sent, before, public)
 
     def _recipe(self, examples: int) -> Recipe:
-        """Return the attacker's imitation of the federation: one student on all examples, for as many epochs."""
+        """Return the attacker's imitation of the federation: one student on all examples, trained for as long."""
         mechanism, federation = self._mechanism, self.experiment.federation
         method = METHODS.build(federation.method, federation.options)
-        epochs = float(getattr(method, "local_epochs", 1.0)) * federation.rounds
-        phase, training = Phase(hard_labels(), epochs=epochs), self.experiment.training_of(federation.title)
+        plan = imitated(private_training(method, federation.rounds))
+        training = self.experiment.training_of(federation.title)
         privacy = None
         if isinstance(mechanism, AtMerchants):
             config, batch_size = self.experiment.promise, mechanism.expected_batch(self.experiment)
@@ -242,12 +244,11 @@ class Auditing:
                 noise = config.noise_multiplier
             else:
                 assert config.epsilon is not None
-                steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
+                steps, rate = private_steps(plan, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
                 noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
             privacy = ExampleDP.configured(mechanism.settings, noise)
         trainer = build_trainer(training, self.experiment.runtime)
-        plan, pace = Plan((phase,)), Pace.of(training)
-        return Recipe(self.student, self.start, self.data.proxy, plan, pace, trainer, privacy)
+        return Recipe(self.student, self.start, self.data.proxy, plan, Pace.of(training), trainer, privacy)
 
     @property
     def _mechanism(self) -> Mechanism:
@@ -292,6 +293,21 @@ class Auditing:
     @cached_property
     def _evaluator(self) -> Evaluator:
         return Evaluator(self.data)
+
+
+def imitated(training: PrivateTraining) -> Plan:
+    """Return a plan with the epochs and the steps of all rounds on private examples.
+
+    If merchants train nothing, the server trains on their examples, and the plan has one epoch per round.
+    """
+    durations = [one for durations in training.rounds for one in durations]
+    steps = sum(one.steps or 0 for one in durations)
+    epochs = sum(one.epochs or 0.0 for one in durations) if durations else float(len(training.rounds))
+    phases = (
+        *((Phase(hard_labels(), epochs=epochs),) if epochs else ()),
+        *((Phase(hard_labels(), steps=steps),) if steps else ()),
+    )
+    return Plan(phases)
 
 
 def regrouped(data: FederatedData, examples: Examples) -> FederatedData:

@@ -37,6 +37,7 @@ def check_settings(experiment: Experiment) -> None:
         method: Method = METHODS.build(federation.method, federation.options)
         methods.check(experiment, federation, method)
         mechanism_of(experiment).check(experiment, federation, method.sends)
+        methods.check_training(experiment, federation, method)
         aggregation.check(experiment, federation, "average" in method.uses)
         built[federation.title] = method
     transport.check(experiment, built)

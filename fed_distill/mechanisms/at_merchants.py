@@ -3,7 +3,8 @@
 Once per federation, a merchant releases its noised number of members (setting ``size_noise``); sampling rates, steps
 and noise follow from this number, not from the exact one. Methods that send how close texts are to a merchant's own
 compute it from a noised sum of text features (setting ``expertise_noise``), which is released once per federation too.
-Each round's private steps are then charged.
+Each round's private steps are then charged. Their noise multiplier is the same in all rounds, calibrated for the steps
+of all rounds together, which the method declares.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +19,7 @@ from fed_distill.models.adapters import check_per_example
 from fed_distill.payloads.base import Payload
 from fed_distill.privacy.accounting import Spend, default_delta, noise_for
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
-from fed_distill.training.plan import Plan
-from fed_distill.training.preparation import private_steps
+from fed_distill.training.private_training import PrivateTraining
 from fed_distill.training.robust import passes
 from fed_distill.transport.messages import Kinds
 
@@ -126,23 +126,37 @@ class AtMerchants(Protecting):
         found = {SIZE: self.size_spend()}
         return {**found, EXPERTISE: self.expertise_spend()} if any(kind.from_texts for kind in sends) else found
 
-    def price(self, experiment: Experiment, plan: Plan, members: int, rounds: int, sends: Kinds) -> tuple[Spend, float]:
-        """Return cost and delta of one of ``rounds`` rounds, for a merchant with ``members`` members that sends
-        payloads of these kinds; raise ConfigError if the plan has no private step."""
+    def check_training(self, training: PrivateTraining) -> None:
+        """Raise ConfigError for a round without a step on private examples."""
+        idle = training.idle_round()
+        if idle is not None:
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} protects steps on private examples, of which the method plans none in "
+                f"round {idle}: choose another method"
+            )
+
+    def price(
+        self, experiment: Experiment, training: PrivateTraining, members: int, taken: int, sends: Kinds
+    ) -> tuple[Spend, float]:
+        """Return cost and delta of a merchant's training in all rounds in which it takes part.
+
+        Its noise multiplier is that of each round; without a fixed one it is calibrated for these steps together.
+
+        :param training: private training in all rounds of the federation
+        :param members: number of members of the privacy unit
+        :param taken: number of rounds in which the merchant takes part
+        :param sends: kinds of payloads in the uplinks
+        :raises ConfigError: a round has no private step
+        """
+        self.check_training(training)
         config, batch_size = experiment.promise, self.expected_batch(experiment)
         rate, delta = sampling_rate(members, batch_size), self.delta(config, members)
-        steps = private_steps(plan, members, batch_size)
-        if not steps:
-            raise ConfigError(
-                f"privacy.unit = {self.name!r} protects steps on private examples, of which the method plans none: "
-                "choose another method"
-            )
+        steps = training.most_steps(taken, members, batch_size)
         if config.noise_multiplier is not None:
             return Spend(config.noise_multiplier, rate, steps), delta
         assert config.epsilon is not None
         once = self.spends_once(sends).values()
-        found = noise_for(config.epsilon, delta, rate, steps * rounds, once, config.accountant)
-        return Spend(found, rate, steps), delta
+        return Spend(noise_for(config.epsilon, delta, rate, steps, once, config.accountant), rate, steps), delta
 
     def learner_privacy(self, spend: Spend, members: int) -> ExampleDP:
         """Return the private steps of a merchant with ``members`` members, for the price ``spend``."""

@@ -32,7 +32,7 @@ from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, composed, exposu
 from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.fingerprint import fingerprint
-from fed_distill.training.plan import Plan
+from fed_distill.training.private_training import PrivateTraining
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Kinds
 from fed_distill.transport.requests import TrainRequest
@@ -133,30 +133,42 @@ class Protection(Generic[Policy]):
         return [] if shared is None else [entry.charge for entry in Ledgers(shared).of(merchant).entries()]
 
     def release(
-        self, learner: Learner, request: TrainRequest, round: int, digest: str, plan: Plan, sends: Kinds
+        self,
+        learner: Learner,
+        request: TrainRequest,
+        round: int,
+        digest: str,
+        training: PrivateTraining,
+        sends: Kinds,
     ) -> Release:
         """Prepare a merchant's release in answer to a request, after charging the release of its size.
 
         Everything visible in the uplink is computed from the noised size.
 
         :param digest: digest of the request (``digests.Digests.of``)
+        :param training: private training in all rounds of the federation
         :param sends: kinds of payloads in the uplink
         :raises BudgetExceeded: the merchant's limits do not allow it
+        :raises ConfigError: a round has no private step
+        :raises TrainingError: the federation does not have the requested rounds
         """
-        merchant, rounds, mechanism = learner.name, request.rounds_of(learner.name), self._paid_by_rounds
+        merchant, taken, mechanism = learner.name, request.rounds_of(learner.name), self._paid_by_rounds
+        training.check(round, taken)
+        mechanism.check_training(training)
         limit, once = self.limits.of(merchant), mechanism.spends_once(sends)
         for told in once.values():
             limit.check_noise(merchant, told.noise_multiplier)
         begun = limit.max_epsilon is None or self._has_begun(request, merchant)
         if not begun:
             sizes = (_SMALLEST,) if self.experiment.promise.epsilon is not None else (_SMALLEST, _LARGEST)
-            prices = [mechanism.price(self.experiment, plan, size, rounds, sends) for size in sizes]
+            prices = [mechanism.price(self.experiment, training, size, taken, sends) for size in sizes]
             self._check_whole(request, merchant, once, prices)
         members = self._noised_size(learner, request)
-        spend, delta = mechanism.price(self.experiment, plan, members, rounds, sends)
-        limit.check_noise(merchant, spend.noise_multiplier)
+        whole, delta = mechanism.price(self.experiment, training, members, taken, sends)
+        limit.check_noise(merchant, whole.noise_multiplier)
         if not begun:
-            self._check_whole(request, merchant, once, [(spend, delta)])
+            self._check_whole(request, merchant, once, [(whole, delta)])
+        spend = replace(whole, steps=training.steps(round, members, self.batch_size))
         return Release(
             learner,
             request,
@@ -177,8 +189,9 @@ class Protection(Generic[Policy]):
     ) -> None:
         """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices``.
 
-        A merchant that would have to stop during a federation is not charged for its first rounds. See
-        ``AtMerchants.price``.
+        A merchant that would have to stop during a federation is not charged for its first rounds.
+
+        :param prices: cost and delta of all rounds (``AtMerchants.price``) at each of several sizes
         """
         rounds, most = request.rounds_of(merchant), self.limits.of(merchant).max_epsilon
         assert most is not None
@@ -187,7 +200,7 @@ class Protection(Generic[Policy]):
             exposure(
                 [
                     *(one for one in before if one.what not in once or not self._is_of(one, request.arm, request.seed)),
-                    self._planned(request, (*once.values(), replace(spend, steps=spend.steps * rounds)), delta),
+                    self._planned(request, (*once.values(), spend), delta),
                 ]
             )
             for spend, delta in prices

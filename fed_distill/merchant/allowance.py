@@ -5,20 +5,19 @@ The site's staff review and may change it. Everything that the experiment does n
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from fed_distill.config import Experiment, FederationConfig
-from fed_distill.distill.losses import hard_labels
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Protecting, Terms
 from fed_distill.mechanisms.label import ByLabel
 from fed_distill.mechanisms.lookup import mechanism_of, protected_by_merchants
 from fed_distill.methods import METHODS
+from fed_distill.methods.base import private_training
 from fed_distill.privacy.accounting import Spend
 from fed_distill.privacy.ledger import Charge, exposure
-from fed_distill.training.plan import Phase, Plan
 
 UNLIMITED = 8.0
 """``max_epsilon`` if no experiment is given."""
@@ -137,9 +136,8 @@ def _at_merchant(
 ) -> tuple[tuple[Spend, ...], float]:
     """Return the price of all rounds for a merchant with ``size`` members of the unit, with its noised size."""
     method = METHODS.build(federation.method, federation.options)
-    plan = Plan((Phase(hard_labels(), epochs=getattr(method, "local_epochs", 1.0)),))
-    spend, delta = mechanism.price(experiment, plan, size, federation.rounds, method.sends)
-    whole = replace(spend, steps=spend.steps * federation.rounds)
+    training = private_training(method, federation.rounds)
+    whole, delta = mechanism.price(experiment, training, size, federation.rounds, method.sends)
     return (*mechanism.spends_once(method.sends).values(), whole), delta
 
 

@@ -8,7 +8,8 @@ from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment
 from fed_distill.errors import TrainingError
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Method
+from fed_distill.methods.base import Method, private_training
+from fed_distill.training.private_training import PrivateTraining
 from fed_distill.transport.coding.codec import Codec
 
 
@@ -20,6 +21,7 @@ class Arms:
     everybody: tuple[str, ...]
     _methods: dict[str, Method] = field(default_factory=dict)
     _codecs: dict[str, Codec] = field(default_factory=dict)
+    _training: dict[str, PrivateTraining] = field(default_factory=dict)
     _byzantine: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def method(self, arm: str) -> Method:
@@ -30,6 +32,12 @@ class Arms:
                 raise TrainingError(f"the request is for {arm!r}, which is not an arm of the run's experiment")
             self._methods[arm] = METHODS.build(arms[arm].method, arms[arm].options)
         return self._methods[arm]
+
+    def private_training(self, arm: str) -> PrivateTraining:
+        """Return a merchant's private training in all rounds of an arm; raise TrainingError for an unknown arm."""
+        if arm not in self._training:
+            self._training[arm] = private_training(self.method(arm), self.experiment.arms()[arm].rounds)
+        return self._training[arm]
 
     def codec(self, arm: str) -> Codec:
         """Return the codec of an arm; raise TrainingError for an unknown arm."""

@@ -58,12 +58,18 @@ class Participant:
 def planned(method: Method, down: Downlink, name: str, unlabeled: UnlabeledConfig) -> Plan:
     """Return the method's plan for a downlink, with a phase on unlabeled examples if configured.
 
-    :raises TrainingError: the downlink is incomplete, or the plan requires state that the method does not declare
+    :raises TrainingError: the downlink is incomplete, or the plan requires state or trains on private examples for a
+        time that the method does not declare
     """
     try:
         plan = method.plan(down)
     except (AssertionError, KeyError) as error:
         raise TrainingError(f"the downlink lacks payloads that method {name} requires") from error
+    if plan.private_durations != method.private_durations(down.round):
+        raise TrainingError(
+            f"method {name} plans other training on private examples in round {down.round} than its private_durations "
+            "declares: plan phases of these durations"
+        )
     if plan.pair and method.keeps != "own_student":
         raise TrainingError(f"method {name} plans a pair of students, which requires keeps = 'own_student'")
     if plan.looks_back and method.keeps not in ("own_student", "last_student"):

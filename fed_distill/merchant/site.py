@@ -276,8 +276,8 @@ class Site:
                 return Participant(learner, learner.examples(), drawn=drawn)
             return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
-        sends = task.method.sends
-        release = self.protection.release(learner, request, task.down.round, digest, task.plan, sends)
+        sends, training = task.method.sends, self._arms.private_training(request.arm)
+        release = self.protection.release(learner, request, task.down.round, digest, training, sends)
         self._check_steps(task, learner, release.members, self.protection.batch_size)
         release, answer = self._kept_answer(release, sends)
         if answer is not None:

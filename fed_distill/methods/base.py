@@ -18,10 +18,11 @@ from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.training.early_stopping import EarlyStopping
-from fed_distill.training.plan import Plan
+from fed_distill.training.plan import Duration, Plan
+from fed_distill.training.private_training import PrivateTraining
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
-__all__ = ["GlobalState", "Method", "Trained", "replace"]
+__all__ = ["GlobalState", "Method", "Trained", "private_training", "replace"]
 
 
 Service = Literal["average", "tally", "distil", "distil_anew", "distil_onwards", "train_on_released", "train_teacher"]
@@ -159,8 +160,15 @@ class Method(Protocol):
     def broadcast(self, state: GlobalState) -> Downlink:
         """Server, at the start of a round: return the message to every merchant."""
 
+    def private_durations(self, round: int) -> tuple[Duration, ...]:
+        """Merchant, before the first round: return how long each phase on private examples lasts in ``round``, 1-based.
+
+        Privacy is calibrated for these phases of all rounds, so they depend on the method's options alone.
+        """
+
     def plan(self, down: Downlink) -> Plan:
-        """Merchant: return the phases to train."""
+        """Merchant: return the phases to train. A site rejects a plan whose phases on private examples do not have the
+        ``private_durations`` of the round."""
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Merchant: return the message to the server."""
@@ -171,6 +179,11 @@ class Method(Protocol):
         ``up`` is ordered by merchant and iterated once. Accumulate sums instead of uplinks, so that memory does not
         grow with the number of merchants.
         """
+
+
+def private_training(method: Method, rounds: int) -> PrivateTraining:
+    """Return the private training of a merchant in a federation of ``rounds`` rounds."""
+    return PrivateTraining(tuple(method.private_durations(number) for number in range(1, rounds + 1)))
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ from fed_distill.distill.transfer import check_soft_label_transfer
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
-from fed_distill.methods.base import HasControlVariate, HasIdleOptions, Method, ValidatesConfig
+from fed_distill.methods.base import HasControlVariate, HasIdleOptions, Method, ValidatesConfig, private_training
 from fed_distill.models.building import is_trainable
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.records import RESERVED
@@ -15,6 +15,8 @@ DECLARED = {
     "sends": "the kinds of payloads that merchants send, for example sends: ClassVar[Kinds] = (StudentUpdate,)",
     "receives": "the kinds of payloads that they are sent, for example receives: ClassVar[Kinds] = (StudentWeights,)",
     "keeps": 'what a merchant keeps between rounds, for example keeps: ClassVar[Keeps] = "nothing"',
+    "private_durations": "how long merchants train on private examples in a round, for example "
+    "def private_durations(self, round): return (Duration(epochs=1.0),)",
     "uses": 'what its merge asks of the server, for example uses: ClassVar[tuple[Service, ...]] = ("average",)',
 }
 """Required declarations of a method, with an example."""
@@ -65,6 +67,13 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
             f"method {federation.method} trains the teacher, and teacher {experiment.teacher.model} cannot be trained: "
             "choose another method, or a teacher that is a model"
         )
+
+
+def check_training(experiment: Experiment, federation: FederationConfig, method: Method) -> None:
+    """Raise ConfigError if merchants add noise to private steps and a round has none."""
+    mechanism = mechanism_of(experiment, federation.title)
+    if isinstance(mechanism, AtMerchants):
+        mechanism.check_training(private_training(method, federation.rounds))
 
 
 def _check_effect(federation: FederationConfig, method: Method) -> None:

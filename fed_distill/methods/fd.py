@@ -26,7 +26,7 @@ from fed_distill.distill.losses import cross_entropy, hard_labels, soft_cross_en
 from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.models.base import Outputs
 from fed_distill.payloads.class_means import ClassMeans
-from fed_distill.training.plan import Objective, Phase, Plan, References
+from fed_distill.training.plan import Duration, Objective, Phase, Plan, References
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
@@ -47,9 +47,15 @@ class FD:
         """Send the class means; nothing before the first round."""
         return Downlink(state.round + 1, () if (means := known(state)) is None else (means,))
 
+    def private_durations(self, round: int) -> tuple[Duration, ...]:
+        """Train for ``local_epochs`` in every round."""
+        return (Duration(self.local_epochs),)
+
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels and the class means."""
-        return Plan((Phase(regularized(down.get(ClassMeans), self.gamma), epochs=self.local_epochs),))
+        (own,) = self.private_durations(down.round)
+        objective = regularized(down.get(ClassMeans), self.gamma)
+        return Plan((Phase(objective, epochs=own.epochs, steps=own.steps),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send the class means over private examples; no weights."""

@@ -14,7 +14,7 @@ from fed_distill.distill.losses import hard_labels
 from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.plan import Duration, Phase, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
@@ -32,9 +32,14 @@ class FedAvg:
         """Send the global student."""
         return Downlink(state.round + 1, (StudentWeights(state.weights),))
 
+    def private_durations(self, round: int) -> tuple[Duration, ...]:
+        """Train for ``local_epochs`` in every round."""
+        return (Duration(self.local_epochs),)
+
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels."""
-        return Plan((Phase(hard_labels(), epochs=self.local_epochs),))
+        (own,) = self.private_durations(down.round)
+        return Plan((Phase(hard_labels(), epochs=own.epochs, steps=own.steps),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send the update."""

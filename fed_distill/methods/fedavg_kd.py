@@ -39,7 +39,8 @@ class FedAvgKD(FedAvg):
 
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels, then on the teacher's soft labels for a part of the proxy set."""
-        private = Phase(hard_labels(), epochs=self.local_epochs)
+        (own,) = self.private_durations(down.round)
+        private = Phase(hard_labels(), epochs=own.epochs, steps=own.steps)
         proxy = Phase(
             soft_labels(self.temperature),
             data="proxy",

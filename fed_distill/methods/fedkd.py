@@ -59,7 +59,8 @@ class FedKD(FedAvg):
 
     def plan(self, down: Downlink) -> Plan:
         """Train both students on private labels and on each other's predictions."""
-        return Plan((Phase(adaptive_mutual(), epochs=self.local_epochs),), pair=True)
+        (own,) = self.private_durations(down.round)
+        return Plan((Phase(adaptive_mutual(), epochs=own.epochs, steps=own.steps),), pair=True)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send the mentee's update in factors."""

@@ -27,7 +27,7 @@ from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.plan import Duration, Phase, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
@@ -58,12 +58,17 @@ class FedMD:
         consensus = state.teacher_labels if state.consensus is None else state.consensus
         return Downlink(state.round + 1, (SoftLabels(consensus),))
 
+    def private_durations(self, round: int) -> tuple[Duration, ...]:
+        """Train for ``pretrain_epochs`` in the first round, if there are any, and otherwise for ``local_epochs``."""
+        return (Duration(self.pretrain_epochs if self._pretrains(round) else self.local_epochs),)
+
     def plan(self, down: Downlink) -> Plan:
         """Train on the consensus, then on private examples; in the first round possibly on these alone."""
+        (own,) = self.private_durations(down.round)
+        private = Phase(hard_labels(), epochs=own.epochs, steps=own.steps, learning_rate_scale=self.private_rate_scale)
         if self._pretrains(down.round):
-            return Plan((self._private(self.pretrain_epochs),))
-        consensus = down.need(SoftLabels).probabilities
-        return Plan((*self.digest(consensus), self._private(self.local_epochs)))
+            return Plan((private,))
+        return Plan((*self.digest(down.need(SoftLabels).probabilities), private))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send probabilities on the proxy set; no weights."""
@@ -105,9 +110,6 @@ class FedMD:
     def lesson(self, state: GlobalState, consensus: Tensor) -> Tensor:
         """Return the global student's targets ``[proxy, classes]`` for a consensus: the consensus itself."""
         return consensus
-
-    def _private(self, epochs: float) -> Phase:
-        return Phase(hard_labels(), epochs=epochs, learning_rate_scale=self.private_rate_scale)
 
     def _pretrains(self, round: int) -> bool:
         return round == 1 and self.pretrain_epochs > 0.0

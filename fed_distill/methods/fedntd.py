@@ -40,9 +40,11 @@ class FedNTD(FedAvg):
 
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels and on the global student's probabilities for the same examples."""
+        (own,) = self.private_durations(down.round)
         phase = Phase(
             not_true_distillation(self.beta, self.temperature),
-            epochs=self.local_epochs,
+            epochs=own.epochs,
+            steps=own.steps,
             predicted={"global_probabilities": Predicted("global", "probabilities")},
         )
         return Plan((phase,))

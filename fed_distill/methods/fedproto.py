@@ -32,7 +32,7 @@ from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trai
 from fed_distill.models.base import Outputs
 from fed_distill.models.prediction import representation
 from fed_distill.payloads.prototypes import Prototypes
-from fed_distill.training.plan import Objective, Phase, Plan, References
+from fed_distill.training.plan import Duration, Objective, Phase, Plan, References
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
@@ -53,11 +53,16 @@ class FedProto:
         """Send the mean prototypes; nothing before the first round."""
         return Downlink(state.round + 1, () if (means := known(state)) is None else (means,))
 
+    def private_durations(self, round: int) -> tuple[Duration, ...]:
+        """Train for ``local_epochs`` in every round."""
+        return (Duration(self.local_epochs),)
+
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels and the mean prototypes."""
         means = down.get(Prototypes)
         objective = hard_labels() if means is None else to_prototypes(means, self.regularization)
-        return Plan((Phase(objective, epochs=self.local_epochs, hidden=True),))
+        (own,) = self.private_durations(down.round)
+        return Plan((Phase(objective, epochs=own.epochs, steps=own.steps, hidden=True),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send the prototypes of the private examples; no weights."""

@@ -22,4 +22,5 @@ class FedProx(FedAvg):
 
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels with the proximal term."""
-        return Plan((Phase(hard_labels(), epochs=self.local_epochs, proximal_mu=self.proximal_mu),))
+        (own,) = self.private_durations(down.round)
+        return Plan((Phase(hard_labels(), epochs=own.epochs, steps=own.steps, proximal_mu=self.proximal_mu),))

@@ -34,7 +34,8 @@ class FML(FedAvg):
 
     def plan(self, down: Downlink) -> Plan:
         """Train both students on private labels and on each other's predictions."""
-        return Plan((Phase(mutual(self.alpha, self.beta), epochs=self.local_epochs),), pair=True)
+        (own,) = self.private_durations(down.round)
+        return Plan((Phase(mutual(self.alpha, self.beta), epochs=own.epochs, steps=own.steps),), pair=True)
 
 
 def mutual(alpha: float, beta: float) -> Objective:

@@ -30,7 +30,7 @@ from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.payloads.released_labels import ReleasedLabels
 from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.training.plan import Plan
+from fed_distill.training.plan import Duration, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
@@ -49,6 +49,10 @@ class LPMST:
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the student, which is the prior of the labels that are drawn in this round."""
         return Downlink(state.round + 1, (StudentWeights(state.weights),))
+
+    def private_durations(self, round: int) -> tuple[Duration, ...]:
+        """Train nothing at the merchant."""
+        return ()
 
     def plan(self, down: Downlink) -> Plan:
         """Train nothing at the merchant."""

@@ -34,9 +34,11 @@ class MOON(FedAvg):
 
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels and on the representations of the global and the previous student."""
+        (own,) = self.private_durations(down.round)
         phase = Phase(
             contrast(self.mu, self.temperature),
-            epochs=self.local_epochs,
+            epochs=own.epochs,
+            steps=own.steps,
             predicted={
                 "global_representation": Predicted("global", "representation"),
                 "previous_representation": Predicted("previous", "representation"),

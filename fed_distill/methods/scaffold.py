@@ -37,7 +37,7 @@ from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.plan import Duration, Phase, Plan
 from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 
 
@@ -81,10 +81,14 @@ class Scaffold(FedAvg):
         down = super().broadcast(state)
         return down.having(ControlVariate(state.kept)) if state.kept else down
 
+    def private_durations(self, round: int) -> tuple[Duration, ...]:
+        """Train for ``local_steps``, or without them for ``local_epochs``, in every round."""
+        return super().private_durations(round) if self.local_steps is None else (Duration(steps=self.local_steps),)
+
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels with corrected steps."""
-        epochs = self.local_epochs if self.local_steps is None else None
-        return Plan((Phase(hard_labels(), epochs=epochs, steps=self.local_steps, corrected=True),))
+        (own,) = self.private_durations(down.round)
+        return Plan((Phase(hard_labels(), epochs=own.epochs, steps=own.steps, corrected=True),))
 
     def correction(self, down: Downlink, kept: Weights | None) -> Weights:
         """Return c - c_i, each 0 at first."""

@@ -51,6 +51,18 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Duration:
+    """Duration of a phase: a number of ``epochs``, or of ``steps``. Raises ValueError unless it has exactly one."""
+
+    epochs: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a phase requires either epochs or steps: set exactly one")
+
+
+@dataclass(frozen=True)
 class Phase:
     """One phase of training.
 
@@ -79,10 +91,14 @@ class Phase:
     corrected: bool = False
 
     def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("a phase requires either epochs or steps: set exactly one")
+        Duration(self.epochs, self.steps)  # validates both
         if self.predicted and self.data == "proxy":
             raise ValueError("`predicted` is for a merchant's own examples: use `references` on the proxy set")
+
+    @property
+    def duration(self) -> Duration:
+        """Its epochs or steps."""
+        return Duration(self.epochs, self.steps)
 
     def run(self, model: nn.Module, batch: Encoded) -> Outputs:
         """Return the outputs of ``model`` for a collated batch, with hidden states if the objective uses them."""
@@ -99,6 +115,11 @@ class Plan:
 
     phases: tuple[Phase, ...] = ()
     pair: bool = False
+
+    @property
+    def private_durations(self) -> tuple[Duration, ...]:
+        """Durations of the phases on private examples, in order."""
+        return tuple(phase.duration for phase in self.phases if phase.data == "private")
 
     def predicted(self, data: Data) -> Mapping[str, Predicted]:
         """References that the merchant computes itself, of all phases on ``data``."""

@@ -19,7 +19,7 @@ from fed_distill.models.pair import plain_name
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.seeds import Keystream
 from fed_distill.text.encoded import Encoded
-from fed_distill.training.plan import Data, Phase, Plan, References
+from fed_distill.training.plan import Data, Duration, Phase, Plan, References
 from fed_distill.training.robust import passes, smoothed
 from fed_distill.training.submodel import Submodel, submodel_of, whole_model
 from fed_distill.training.trainer import Fitted, Learner
@@ -202,11 +202,11 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     return Segment(phase, encoded, references, tuple(batches[:steps]))
 
 
-def steps_of(phase: Phase, members: int, batch_size: int) -> int:
+def steps_of(duration: Duration | Phase, members: int, batch_size: int) -> int:
     """Return the number of steps of a phase for a number of examples, or of members of the unit with DP."""
-    if phase.steps is not None:
-        return phase.steps
-    return max(1, round((phase.epochs or 0.0) * math.ceil(members / batch_size)))
+    if duration.steps is not None:
+        return duration.steps
+    return max(1, round((duration.epochs or 0.0) * math.ceil(members / batch_size)))
 
 
 def _size(phase: Phase, learner: Learner) -> int:

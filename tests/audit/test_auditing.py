@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fed_distill.audit.auditing import CANARY_DELTA, Auditing, regrouped
+from fed_distill.audit.auditing import CANARY_DELTA, Auditing, imitated, regrouped
 from fed_distill.audit.finished_run import audit_run, make_grid
 from fed_distill.cli.main import app
 from fed_distill.data import load
 from fed_distill.data.examples import Examples
 from fed_distill.errors import CheckpointError
+from fed_distill.methods import METHODS
+from fed_distill.methods.base import private_training
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.store import read_experiment, read_summary
+from fed_distill.training.plan import Duration
 
 CHANGES = {"controls": ["server"], "federation.aggregator": "fedsubavg", "adaptation.enabled": False}
 OVERFIT = {"federation.options": {"local_epochs": 20.0, "proxy_steps": 0}, "training.merchants.learning_rate": 0.03}
@@ -41,6 +44,20 @@ def test_merchants_get_the_examples_that_are_theirs(tiny_experiment, tmp_path):
     assert all(part.test is data.merchants[name].test for name, part in parts.items())
     first = next(iter(data.merchants))
     assert list(regrouped(data, data.merchants[first].train).merchants) == [first]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "durations"),
+    [
+        ("fedavg", {"local_epochs": 2.0}, (Duration(epochs=6.0),)),
+        ("fedmd", {"local_epochs": 2.0, "pretrain_epochs": 20.0}, (Duration(epochs=24.0),)),
+        ("scaffold", {"local_steps": 400}, (Duration(steps=1200),)),
+        ("lp-mst", {}, (Duration(epochs=3.0),)),
+    ],
+)
+def test_an_attacker_trains_as_long_as_the_merchants_in_all_rounds(method, options, durations):
+    training = private_training(METHODS.build(method, options), 3)
+    assert imitated(training).private_durations == durations
 
 
 def test_an_overfitted_run_is_found_out_and_a_private_one_is_not(finished, tmp_path):

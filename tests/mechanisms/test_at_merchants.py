@@ -3,10 +3,12 @@
 import pytest
 
 from fed_distill.config import Experiment
-from fed_distill.errors import ConfigError
+from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.payloads.student_update import StudentUpdate
-from fed_distill.training.plan import Plan
+from fed_distill.privacy.accounting import Spend, epsilon
+from fed_distill.training.plan import Duration
+from fed_distill.training.private_training import PrivateTraining
 
 PRIVATE = {"unit": "example", "epsilon": 1.0}
 
@@ -50,8 +52,31 @@ def test_they_are_nobody_else_s_concern():
 
 @pytest.mark.parametrize("unit", ["example", "group"])
 @pytest.mark.parametrize("promise", [{"epsilon": 4.0}, {"noise_multiplier": 1.0}])
-def test_a_plan_without_private_steps_has_nothing_to_protect(unit, promise):
+@pytest.mark.parametrize("durations", [(), (Duration(steps=0),)])
+def test_a_round_without_private_steps_has_nothing_to_protect(unit, promise, durations):
     experiment = Experiment.parse({"privacy": {"unit": unit, "batch_size": 16, **promise}})
     mechanism = mechanism_of(experiment)
-    with pytest.raises(ConfigError, match="of which the method plans none"):
-        mechanism.price(experiment, Plan(), 100, 3, (StudentUpdate,))
+    training = PrivateTraining(((Duration(epochs=1.0),), durations, (Duration(epochs=1.0),)))
+    with pytest.raises(ConfigError, match="of which the method plans none in round 2"):
+        mechanism.price(experiment, training, 100, 3, (StudentUpdate,))
+
+
+LONG_FIRST = PrivateTraining(((Duration(epochs=20.0),), (Duration(epochs=1.0),), (Duration(steps=3),)))
+"""Of 100 members in batches of 10: 200, 10 and 3 steps."""
+
+
+@pytest.mark.parametrize(("taken", "steps"), [(1, 200), (2, 210), (3, 213)])
+def test_the_price_is_that_of_the_longest_rounds_that_may_be_taken(taken, steps):
+    experiment = Experiment.parse({"privacy": {**PRIVATE, "batch_size": 10}})
+    mechanism = mechanism_of(experiment)
+    assert [LONG_FIRST.steps(number, 100, 10) for number in (1, 2, 3)] == [200, 10, 3]
+    whole, delta = mechanism.price(experiment, LONG_FIRST, 100, taken, (StudentUpdate,))
+    assert whole == Spend(whole.noise_multiplier, 0.1, steps)
+    assert 0.99 < epsilon([mechanism.size_spend(), whole], delta) <= 1.0
+
+
+@pytest.mark.parametrize(("round", "taken"), [(0, 1), (4, 1), (1, 4)])
+def test_a_round_that_the_federation_does_not_have_has_no_price(round, taken):
+    with pytest.raises(TrainingError, match="the federation has 3"):
+        LONG_FIRST.check(round, taken)
+    assert LONG_FIRST.check(3, 3) is None

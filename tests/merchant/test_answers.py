@@ -22,6 +22,7 @@ PRIVATE = {
     "privacy.noise_multiplier": 1.0,
     "privacy.batch_size": 8,
     "runtime.trainer": "cohort",
+    "federation.rounds": 4,
 }
 SECRET = "s" * 64
 

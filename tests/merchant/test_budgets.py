@@ -1,11 +1,9 @@
 """Before the first round a site's people are told whether their budgets cover the run; nobody pays for half a one."""
 
 import logging
-from dataclasses import replace
 
 import pytest
 
-from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import BudgetExceeded
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.merchant.allowance import run_exposure
@@ -15,7 +13,8 @@ from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import Spend, filtered
 from fed_distill.privacy.ledger import exposure
-from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.plan import Duration
+from fed_distill.training.private_training import PrivateTraining
 from fed_distill.transport.requests import Refusal
 
 PRIVATE = {"privacy": {"unit": "example", "epsilon": 8.0, "batch_size": 16}, "compare": [], "federation.rounds": 3}
@@ -82,17 +81,17 @@ def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(wo
     site, merchant, looked_at = site_with(8.0, changes), world.names[0], []
 
     def look(protection, request, name, once, prices):
-        looked_at.append([(spend, request.rounds_of(name)) for spend, _ in prices])
+        looked_at.append([whole for whole, _ in prices])
         raise BudgetExceeded("looked")
 
     monkeypatch.setattr("fed_distill.mechanisms.release.Protection._check_whole", look)
     list(site.train(world.request(merchant, rounds=3), world.down(), {}))
     size = Spend(site.experiment.privacy.size_noise, 1.0, 1)
-    least = min(filtered([size, replace(spend, steps=spend.steps * rounds)], 1e-5) for spend, rounds in looked_at[0])
-    plan = Plan((Phase(hard_labels(), epochs=1.0),))
+    least = min(filtered([size, whole], 1e-5) for whole in looked_at[0])
+    training = PrivateTraining(3 * ((Duration(epochs=1.0),),))
     for members in (1, 10, 100, 10_000, 1_000_000):
-        spend, delta = mechanism_of(site.experiment).price(site.experiment, plan, members, 3, (StudentUpdate,))
-        assert least <= filtered([size, replace(spend, steps=spend.steps * 3)], min(delta, 1e-5)) + 1e-6
+        whole, delta = mechanism_of(site.experiment).price(site.experiment, training, members, 3, (StudentUpdate,))
+        assert least <= filtered([size, whole], min(delta, 1e-5)) + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def site_of(world, tmp_path):
             "privacy.ledger": str(tmp_path / "ledgers"),
             "privacy.unit": unit,
             "privacy.noise_multiplier": 2.0,
-            "compare": [{"method": ARM, "options": {"pretrain_epochs": 1.0}}, {"method": "fedmd"}],
+            "compare": [{"method": ARM}, {"method": "fedmd"}],
+            "federation.rounds": 3,
         }
         experiment = world.experiment.with_changes({**settings, **changes})
         site = open_site(experiment, 0, 1, world.data, limits, secret)
@@ -82,6 +83,8 @@ def test_all_rounds_cost_the_target_with_one_charge_for_expertise(site_of, ask, 
         ("training", 3),
     ]
     assert paid[2].spends == (Spend(NOISE, 1.0, 1),)
+    first, *later = [one.spends[0] for one in paid if one.what == "training"]
+    assert later == [replace(first, steps=first.steps // 20)] * 2  # of 20 epochs first, then of one
     assert 0.98 * 6.0 < epsilon([spend for one in paid for spend in one.spends], paid[0].delta) <= 6.0
 
 
@@ -231,7 +234,7 @@ def test_a_site_that_does_not_allow_it_pays_and_sends_nothing(site_of, ask, char
 def test_the_limit_of_a_generated_site_file_covers_expertise(world, site_of, ask, charges):
     """Whose noise of 0.5 costs more than everything else."""
     loud = {"privacy.noise_multiplier": 50.0, "privacy.expertise_noise": 0.5}
-    own = {"federation.method": ARM, "federation.options": {"pretrain_epochs": 1.0}, "compare": []}
+    own = {"federation.method": ARM, "federation.options": {}, "federation.rounds": 1, "compare": []}
     site = site_of(**loud, **own)
     assert not isinstance(ask(site), Refusal)
     assert 8.0 < exposure(charges(site)) <= run_exposure(site.experiment, 1, 1) < 20.0

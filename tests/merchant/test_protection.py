@@ -19,7 +19,7 @@ from fed_distill.privacy.ledger import Ledger
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.transport.requests import Refusal
 
-PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 6.0, "privacy.batch_size": 8}
+PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 6.0, "privacy.batch_size": 8, "federation.rounds": 9}
 
 
 @pytest.fixture

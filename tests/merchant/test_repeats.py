@@ -27,6 +27,7 @@ NOISE = 50.0
 LOUD = {
     "privacy.noise_multiplier": NOISE,
     "privacy.batch_size": 1000,
+    "federation.rounds": 9,
     "training.merchants.optimizer": "sgd",
     "federation.options": {"local_epochs": 1, "proxy_steps": 0},
 }
