@@ -62,13 +62,14 @@ class Counts:
             return uplink
         if uplink.merchant not in self._logged:
             self._logged.add(uplink.merchant)
+            whole = examples == uplink.examples
+            what = "its uses of table rows" if whole else f"{examples} of {uplink.examples} examples"
             with observed(merchant=uplink.merchant):
                 _log.warning(
-                    "the weight of merchant %s is truncated, in this round and possibly in others: %d of %d examples "
+                    "the weight of merchant %s is truncated, in this round and possibly in others: %s "
                     "(federation.max_share, federation.max_size_ratio)",
                     uplink.merchant,
-                    examples,
-                    uplink.examples,
+                    what,
                 )
         payloads = (_scaled(one, factors) if isinstance(one, CountsRows) else one for one in uplink.payloads)
         return replace(uplink, examples=examples, payloads=tuple(payloads))

@@ -99,12 +99,13 @@ def test_each_merchant_that_is_cut_is_named_once(caplog):
     assert [line.split()[4] for line in lines] == ["byzantine", "later"]
 
 
-def test_uses_of_rows_are_cut_together_in_whatever_payload_they_come():
+def test_uses_of_rows_are_cut_together_in_whatever_payload_they_come(caplog):
     counts = Counts(SHARE, RATIO)
     uplinks = [sent("a", 10), sent("b", 10), sent("byzantine", 10, (2**31 - 1, 1))]
     counts.learn(uplinks)
     found = counts.cut(uplinks[2]).need(StudentUpdate).counts["table"]
     assert float(found.sum()) == pytest.approx(21.0)  # 0.6 of 7 + 7 + 21
+    assert "truncated, in this round and possibly in others: its uses of table rows (" in caplog.text
     assert counts.cut(uplinks[0]) is uplinks[0]
     values = uplinks[2].need(StudentUpdate)
     update = LowRankUpdate(PartialWeights(values.arrays, values.rows, values.counts))
