@@ -101,7 +101,9 @@ class StudentControlConfig(OptimizerChanges):
     """Training on the server's labels only: the control `student`, from which federations with start = 'labels' start.
     Keys that are not set are as in [training.server]."""
 
-    epochs: PositiveFloat = Field(10.0, description="epochs on the server's labels: too few overstate what the teacher adds")
+    epochs: PositiveFloat = Field(
+        10.0, description="epochs on the server's labels: too few overstate what the teacher adds"
+    )
 
 
 class PooledConfig(OptimizerChanges):
