@@ -154,21 +154,23 @@ def true_effects(source: Source, rows: IntArray) -> dict[int, float] | None:
 
 
 @runtime_checkable
-class DrawsRows(Protocol):
-    """A dataset that generates its rows."""
+class RelatesSeeds(Protocol):
+    """A dataset whose data seeds are not random splits of the same rows."""
 
-    @property
-    def draws_anew(self) -> bool:
-        """Whether each data seed has rows of its own, instead of another split of the same rows."""
+    def test_to_train(self, config: DataConfig) -> float:
+        """Return what data seeds share, see ``test_to_train``."""
         ...
 
 
 def test_to_train(config: DataConfig) -> float:
-    """Return the number of test groups divided by that of training groups, if data seeds split the same rows; 0 if each
-    has rows of its own."""
+    """Return what data seeds share: the number of test groups divided by that of training groups if they split the same
+    rows at random; 0 if each has rows of its own; infinity if all have the same test rows, as in a split by time."""
     dataset = DATASETS.build(config.dataset, config.options)
-    if isinstance(dataset, DrawsRows) and dataset.draws_anew:
-        return 0.0
+    return dataset.test_to_train(config) if isinstance(dataset, RelatesSeeds) else of_random_splits(config)
+
+
+def of_random_splits(config: DataConfig) -> float:
+    """Return the number of test groups divided by that of training groups."""
     return config.test_share / (1.0 - config.valid_share - config.test_share)
 
 

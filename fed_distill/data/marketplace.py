@@ -16,7 +16,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data.campaigns import generated_campaigns
 from fed_distill.data.catalogue import Catalogue, PairOptions
 from fed_distill.data.clicks import Clicks
-from fed_distill.data.dataset import IntArray, Source
+from fed_distill.data.dataset import IntArray, Source, of_random_splits
 from fed_distill.data.examples import Task
 from fed_distill.data.intents import INTENTS
 from fed_distill.data.labeled import LabeledRows
@@ -95,10 +95,9 @@ class Marketplace:
         if not self.languages:
             raise ValueError("list at least one language")
 
-    @property
-    def draws_anew(self) -> bool:
-        """Whether each data seed is another marketplace."""
-        return self.world_seed is None
+    def test_to_train(self, config: DataConfig) -> float:
+        """Return 0 if each data seed is another marketplace."""
+        return 0.0 if self.world_seed is None else of_random_splits(config)
 
     def read(self, config: DataConfig) -> Source:
         """Generate the offers and the source for the task."""

@@ -12,8 +12,10 @@ variance over *all* resamples has a closed form (the ideal bootstrap of Efron an
 rescaled by n / (n - 1) (Rao and Wu, JASA 1988), and the quantile is Student's with n - 1 degrees of freedom: the
 t-interval of the means. Splits of one table share most of their training rows and some of their test rows. Their
 variance is therefore increased from s² / n to s² (1 / n + test rows / training rows) (Nadeau and Bengio, Machine
-Learning 2003). By simulation such an interval over three splits covers the truth in 95 % where only the choice of
-test rows moves the score, and in 90 % where that of training rows moves it as much.
+Learning 2003). Where all data seeds have the same test rows, as in a split by time, their means do not have the chance
+of these rows: the variance of the mean over units, of one data seed, is added. By simulation such an interval over
+three splits covers the truth in 95 % where only the choice of test rows moves the score, and in 90 % where that of
+training rows moves it as much.
 
 With one data seed, training seeds and units are the two factors of a crossed design: the variance is that of the means
 of training seeds, plus that of the means of units, minus the interaction, which is in both (Searle, Casella and
@@ -67,19 +69,18 @@ def estimate(sample: Sample, shared: float = 0.0, confidence: float = CONFIDENCE
 
     :param sample: scores
     :param shared: number of test rows divided by that of training rows, if data seeds split the same rows; 0 if each
-        has rows of its own
+        has rows of its own, infinity if all have the same test rows
     :param confidence: of the interval
     :raises ValueError: there is no score, or one is not finite
     """
     value = _mean(sample)
-    means = [part.mean() for part in sample]
-    parts = [_between(means, shared)] if len(sample) > 1 else _crossed(sample[0])
+    parts = _over_data_seeds(sample, shared) if len(sample) > 1 else _crossed(sample[0])
     if not parts:
         return Estimate(value, None, None, (), None)
     covers = tuple(level for level, count in zip(LEVELS, _units(sample), strict=True) if count > 1)
     variance = parts[0][0]
-    if variance == 0.0:  # without spread nothing is known of chance, unless there is no difference at all
-        return Estimate(value, 0.0, 0.0, covers, 1.0 if value == 0.0 else None)
+    if variance == 0.0:  # a test needs spread, unless there is no difference at all
+        return Estimate(value, 0.0, 0.0, covers, None if value else 1.0)
     errors = [(math.sqrt(part), degrees) for part, degrees in parts if part > 0.0]
     half = max(float(stdtrit(degrees, 0.5 + confidence / 2)) * error for error, degrees in errors)
     p_value = max(2.0 * float(stdtr(degrees, -abs(value) / error)) for error, degrees in errors)
@@ -195,6 +196,28 @@ def _mean(sample: Sample) -> float:
     if not all(np.isfinite(part).all() for part in sample):
         raise ValueError("a score is not finite")
     return float(np.mean([part.mean() for part in sample]))
+
+
+def _over_data_seeds(sample: Sample, shared: float) -> list[tuple[float, float]]:
+    """Return the variance of the mean over data seeds and its degrees of freedom, then those of its parts.
+
+    shared: as of ``estimate``.
+    """
+    means = [part.mean() for part in sample]
+    if not math.isinf(shared):
+        return [_between(means, shared)]
+    units = [_between(part.mean(axis=0)) for part in sample if part.shape[1] > 1]
+    parts = [_between(means)]
+    if units:
+        parts.append((float(np.mean([part for part, _ in units])), float(np.mean([free for _, free in units]))))
+    return _with_total(parts)
+
+
+def _with_total(parts: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Prepend the sum of variances with Satterthwaite's degrees of freedom."""
+    spread = sum(part**2 / degrees for part, degrees in parts)
+    total = sum(part for part, _ in parts)
+    return [(total, total**2 / spread if spread else parts[0][1]), *parts]
 
 
 def _crossed(scores: npt.NDArray[np.float64]) -> list[tuple[float, float]]:

@@ -33,10 +33,13 @@ def column(values: Sequence[float | None]) -> Sample | None:
 
 
 def paired(ours: Sequence[Outcome], theirs: Sequence[Outcome], metric: str) -> Estimate | None:
-    """Estimate the mean difference of two rows; None if they were not measured on the same seeds."""
+    """Estimate the mean difference of two rows, paired by test unit where both have them; None if they were not
+    measured on the same seeds."""
     own, other = sample_of(ours, metric), sample_of(theirs, metric)
     if own is None or other is None or {unit.seed for unit in ours} != {unit.seed for unit in theirs}:
         return None
+    if own[0].shape != other[0].shape:  # one of them was stored by a release without these scores by unit
+        own, other = ([part.mean(axis=1, keepdims=True) for part in one] for one in (own, other))
     return estimate(difference(own, other))
 
 

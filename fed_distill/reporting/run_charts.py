@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fed_distill.evaluation.statistics import interval
 from fed_distill.reporting import charts
-from fed_distill.reporting.answers import rounds_of_a_merchant
+from fed_distill.reporting.answers import bytes_of_a_merchant
 from fed_distill.reporting.wording import ROW_NAMES
 
 Record = Mapping[str, Any]
@@ -111,7 +111,7 @@ def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Ma
     """Draw the headline metric against one merchant's total traffic. rows: federated ones."""
     name = summary["headline"]
     points = {
-        title: (_total_bytes(summary, title, row) / 1e6, row[name], series.get(title, len(series)))
+        title: (sum(bytes_of_a_merchant(summary, title, row).values()) / 1e6, row[name], series.get(title, len(series)))
         for title, row in rows.items()
         if row[name] is not None
     }
@@ -250,9 +250,3 @@ def _edges(values: Sequence[float], bins: int) -> Any:
 
 def _color(series: int | None) -> str:
     return charts.NEUTRAL if series is None else charts.Look(series).color
-
-
-def _total_bytes(summary: Record, title: str, row: Record) -> float:
-    sent = row["bytes"]
-    each_round: float = sent["uplink_per_merchant_round"] + sent["downlink_per_merchant_round"]
-    return rounds_of_a_merchant(summary, title, row["rounds"]) * each_round

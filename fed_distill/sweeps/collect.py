@@ -14,7 +14,7 @@ from fed_distill.config.controls import OF_PURCHASES
 from fed_distill.data.dataset import test_to_train
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import estimate, holm
-from fed_distill.reporting.answers import rounds_of_a_merchant
+from fed_distill.reporting.answers import bytes_of_a_merchant
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.run_comparison import changes_of_test_data
 from fed_distill.reporting.store import read_summary
@@ -108,8 +108,8 @@ def combinations_table(study: Study, results: pd.DataFrame, units: UnitTable = N
 
     ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` there is the mean over these, missing if one is
     missing (a mean over some would be biased; for attacks, it is over the attacked cells), and ``<name>_interval``, the
-    half-width of its 95 % interval by hierarchical bootstrap over data seeds, seeds and, for the headline metric
-    and its differences to controls and the baseline, test data; missing where nothing is repeated. ``covers`` names
+    half-width of its 95 % interval (``evaluation.statistics``), for the headline metric and its differences to
+    controls and the baseline with the chance of test data; missing where nothing is repeated. ``covers`` names
     what the headline's covers. ``above_server_p``, ``above_fedavg_p`` and ``gain_p`` are p-values of the paired
     differences, each with Holm's correction over the combinations of the study. ``gap_closed`` is a ratio of means.
     ``series`` names the combination without the axis of the privacy budget.
@@ -181,7 +181,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     privacy = dict(summary["privacy"])
     audit = {key: value for key, value in (privacy.pop("audit", None) or {}).items() if key != "threat_models"}
     federation = summary["federations"][summary["federation"]]
-    took_part = rounds_of_a_merchant(summary, summary["federation"], federation["rounds"])
+    whole = bytes_of_a_merchant(summary, summary["federation"], {**federation, "bytes": summary["bytes"]})
     scores: dict[str, Any] = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
     score = student[headline]
     cold = {name: (controls.get(name, {}).get("cold") or {}).get(headline) for name in CONTROLS}
@@ -206,8 +206,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         },
         "downlink_bytes": down,
         "uplink_bytes": up,
-        "sent_bytes": took_part * up,
-        "total_bytes": took_part * (down + up),
+        "sent_bytes": whole["uplink"],
+        "total_bytes": sum(whole.values()),
         "seconds": federation["seconds"],
         "run.rounds": summary["rounds"],
         "run.merchants": summary["merchants"],

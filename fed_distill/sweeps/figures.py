@@ -175,7 +175,7 @@ def learning_figure(curves: Sequence[ValidationCurve], levels: Mapping[str, floa
             linewidth=1.4, marker=".", markersize=5, zorder=2,
         )  # fmt: skip
         tip = f"{curve.series}, round {last.round}: {last.value:.4f}, {last.megabytes:.3g} MB"
-        charts.draw_mark(axes, last.megabytes, last.value, charts.MARK, look, tip=tip)
+        charts.draw_mark(axes, last.megabytes, last.value, 2 * charts.MARK, look, tip=tip)
     axes.margins(0.06, 0.08)
     axes.autoscale_view()
     reached = [(curve.steps[-1].megabytes, curve.steps[-1].value, curve.number) for curve in curves]

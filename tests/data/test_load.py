@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from fed_distill.config import DataConfig, Experiment
 from fed_distill.data import DATASETS, load
+from fed_distill.data.dataset import test_to_train as shared_by_seeds
 from fed_distill.errors import ConfigError
 
 FINGERPRINT = """
@@ -108,3 +110,18 @@ def test_an_unknown_dataset_names_its_neighbours() -> None:
 def test_a_proxy_of_size_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.proxy_size must be at least 1"):
         Experiment.parse({"data": {"proxy_size": 0}})
+
+
+@pytest.mark.parametrize(
+    ("data", "shared"),
+    [
+        ({"dataset": "marketplace"}, 0.0),
+        ({"dataset": "marketplace", "options": {"world_seed": 0}}, 0.2 / 0.7),
+        ({"dataset": "pricerunner", "valid_share": 0.2, "test_share": 0.3}, 0.3 / 0.5),
+        ({"dataset": "complete-journey", "task": "next-basket"}, math.inf),
+        ({"dataset": "complete-journey", "task": "profile"}, 0.2 / 0.7),
+    ],
+)
+def test_what_data_seeds_share(data, shared):
+    """Marketplaces of their own share nothing, splits of a table rows, and splits by time all test rows."""
+    assert shared_by_seeds(DataConfig.model_validate(data)) == pytest.approx(shared)

@@ -61,16 +61,16 @@ def test_a_round_without_private_steps_has_nothing_to_protect(unit, promise, dur
         mechanism.price(experiment, training, 100, 3, (StudentUpdate,))
 
 
-LONG_FIRST = PrivateTraining(((Duration(epochs=20.0),), (Duration(epochs=1.0),), (Duration(steps=3),)))
-"""Of 100 members in batches of 10: 200, 10 and 3 steps."""
+ROUNDS = PrivateTraining(((Duration(steps=3),), (Duration(epochs=20.0),), (Duration(epochs=1.0),)))
+"""Of 100 members in batches of 10: 3, 200 and 10 steps."""
 
 
 @pytest.mark.parametrize(("taken", "steps"), [(1, 200), (2, 210), (3, 213)])
 def test_the_price_is_that_of_the_longest_rounds_that_may_be_taken(taken, steps):
     experiment = Experiment.parse({"privacy": {**PRIVATE, "batch_size": 10}})
     mechanism = mechanism_of(experiment)
-    assert [LONG_FIRST.steps(number, 100, 10) for number in (1, 2, 3)] == [200, 10, 3]
-    whole, delta = mechanism.price(experiment, LONG_FIRST, 100, taken, (StudentUpdate,))
+    assert [ROUNDS.steps(number, 100, 10) for number in (1, 2, 3)] == [3, 200, 10]
+    whole, delta = mechanism.price(experiment, ROUNDS, 100, taken, (StudentUpdate,))
     assert whole == Spend(whole.noise_multiplier, 0.1, steps)
     assert 0.99 < epsilon([mechanism.size_spend(), whole], delta) <= 1.0
 
@@ -78,5 +78,5 @@ def test_the_price_is_that_of_the_longest_rounds_that_may_be_taken(taken, steps)
 @pytest.mark.parametrize(("round", "taken"), [(0, 1), (4, 1), (1, 4)])
 def test_a_round_that_the_federation_does_not_have_has_no_price(round, taken):
     with pytest.raises(TrainingError, match="the federation has 3"):
-        LONG_FIRST.check(round, taken)
-    assert LONG_FIRST.check(3, 3) is None
+        ROUNDS.check(round, taken)
+    assert ROUNDS.check(3, 3) is None

@@ -1,8 +1,6 @@
 """Who took part is counted by federation, over rounds and seeds, with the reasons of most first."""
 
-import pytest
-
-from fed_distill.reporting.answers import MOST_REASONS, answers, rounds_of_a_merchant
+from fed_distill.reporting.answers import MOST_REASONS, answers, bytes_of_a_merchant
 
 
 def record(federation, seed, reasons=(), retried=(), **counts):
@@ -14,15 +12,18 @@ def record(federation, seed, reasons=(), retried=(), **counts):
         "reasons": list(reasons),
         "retried": list(retried),
         "answers": became,
+        "total_bytes": {"downlink": 100 * became["asked"], "uplink": 30 * became["merged"]},
     }
 
 
-def test_a_merchant_sends_in_the_rounds_in_which_it_takes_part():
-    """Two seeds of two rounds each, in which 3 + 3 and 2 + 2 of ten merchants sent something: half a round each."""
+def test_bytes_are_those_of_all_messages_by_merchant_and_seed():
+    """Two seeds of two rounds, in which 5 of ten merchants are asked, and 3 or 2 send something."""
     counted = answers([record("a", seed, merged=3 - seed) for seed in (0, 0, 1, 1)])
-    assert rounds_of_a_merchant({"merchants": 10, "answers": counted}, "a", 2) == pytest.approx(0.5)
-    assert rounds_of_a_merchant({"merchants": 10, "answers": counted}, "of an older release", 2) == 2.0
-    assert rounds_of_a_merchant({"merchants": 10}, "a", 2) == 2.0
+    row = {"rounds": 2, "bytes": {"downlink_per_merchant_round": 100, "uplink_per_merchant_round": 30}}
+    summary = {"merchants": 10, "answers": counted}
+    assert bytes_of_a_merchant(summary, "a", row) == {"downlink": 2000 / 20, "uplink": 300 / 20}
+    assert bytes_of_a_merchant(summary, "of an older release", row) == {"downlink": 200, "uplink": 60}
+    assert bytes_of_a_merchant({"merchants": 10}, "a", row) == {"downlink": 200, "uplink": 60}
 
 
 def test_counts_add_up_over_rounds_and_seeds_for_each_federation():
@@ -37,6 +38,8 @@ def test_counts_add_up_over_rounds_and_seeds_for_each_federation():
     reasons = found["a"].pop("reasons")
     assert found["a"] == {
         "rounds": 2,
+        "seeds": 2,
+        "bytes": {"downlink": 1000, "uplink": 210},
         "retried": 3,
         "asked": 10,
         "merged": 7,

@@ -255,6 +255,16 @@ def test_what_federation_adds_is_without_domain_adaptation_which_is_told_apart()
     assert summary_of([*units, ours], seeds=1)["adds"]["adaptation"] is None
 
 
+def test_an_outcome_of_a_release_without_scores_before_adaptation_is_compared_by_its_means():
+    server = with_units("server", "control", np.linspace(0.5, 1.0, 50))
+    ours = with_units(MAIN, "federation", np.linspace(0.6, 1.0, 50))
+    old = replace(ours, before_adaptation={"ndcg@10": 0.79})
+    adds = summary_of([server, old], seeds=1)["adds"]
+    assert adds["federation"]["value"] == pytest.approx(0.79 - 0.75)
+    assert adds["adaptation"]["value"] == pytest.approx(0.80 - 0.79)
+    assert adds["federation"]["half_width"] is None
+
+
 def test_students_of_merchants_own_are_judged_beside_the_global_one():
     """Means over the seeds of merchants with a student in each of them; rows without own students say so by null."""
     counts = {"a": 30, "b": 30, "c": 30}

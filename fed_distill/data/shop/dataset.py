@@ -5,6 +5,7 @@ households in 457 stores. Its publisher says that they are simulated, so results
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from fed_distill.config import DataConfig
 from fed_distill.data.campaign_cells import MARKETING_EFFECT
-from fed_distill.data.dataset import Source
+from fed_distill.data.dataset import Source, of_random_splits
 from fed_distill.data.shop.campaigns import Campaigns, before_campaigns, campaign_rows, read_campaigns
 from fed_distill.data.shop.journey_campaigns import CAMPAIGN_SHA256, journey_campaigns
 from fed_distill.data.shop.next_basket import BasketOptions, NextBasket
@@ -72,6 +73,10 @@ class _Baskets:
     valid_from: date | None = None
     test_from: date | None = None
     placebo: Literal["none", "before", "permuted"] = "none"
+
+    def test_to_train(self, config: DataConfig) -> float:
+        """Return infinity for next-basket, whose test baskets are the last ones whatever the data seed."""
+        return math.inf if config.task == NEXT_BASKET.name else of_random_splits(config)
 
     def source(self, tables: ShopTables, config: DataConfig, campaigns: Campaigns | None = None) -> Source:
         """Return the source for the task; raise ConfigError if a partitioner is to assign merchants.
