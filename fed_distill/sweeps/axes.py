@@ -16,7 +16,8 @@ OF_THE_STUDY = ("name", "seed", "repeats", "controls", "compare")
 """Keys of an experiment that no axis may change, in addition to those of ``[runtime]``: they are set by the study or
 the base."""
 COLUMNS = (
-    "role", "seed", "data_seed", "fingerprint", "controls", "status", "reason", "score", "accuracy", "macro_f1", "auc",
+    "role", "seed", "data_seed", "test_to_train", "fingerprint", "controls", "status", "reason", "score", "accuracy",
+    "macro_f1", "auc",
     "ndcg@10", "mrr@10", "recall@20", "qini", "covers", "merchant_accuracy", "worst_merchant",
     "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "worst_tenth", "own_students",
     "own_above_global", "cold", "cold_above_server", "above_server", "above_server_p", "above_fedavg",

@@ -22,6 +22,7 @@ STUDIES = [
         "methods",
         "carry_over",
         "catalogue",
+        "categories",
         "quickstart_seeds",
         "cold_start",
         "clicks",
