@@ -41,6 +41,9 @@ CONFIDENCE = 0.95
 CLEAR = 2.0
 """A denominator is clear of noise if it is at least this many half-widths of its 95 % interval above zero."""
 
+ROUNDING = 1e-12
+"""Standard errors and differences up to this size are rounding errors."""
+
 Key = TypeVar("Key")
 
 
@@ -79,8 +82,8 @@ def estimate(sample: Sample, shared: float = 0.0, confidence: float = CONFIDENCE
         return Estimate(value, None, None, (), None)
     covers = tuple(level for level, count in zip(LEVELS, _units(sample), strict=True) if count > 1)
     variance = parts[0][0]
-    if variance == 0.0:  # a test needs spread, unless there is no difference at all
-        return Estimate(value, 0.0, 0.0, covers, None if value else 1.0)
+    if variance <= ROUNDING**2:  # a test needs spread, unless there is no difference at all
+        return Estimate(value, 0.0, 0.0, covers, None if abs(value) > ROUNDING else 1.0)
     errors = [(math.sqrt(part), degrees) for part, degrees in parts if part > 0.0]
     half = max(float(stdtrit(degrees, 0.5 + confidence / 2)) * error for error, degrees in errors)
     p_value = max(2.0 * float(stdtr(degrees, -abs(value) / error)) for error, degrees in errors)

@@ -150,7 +150,7 @@ def test_data_seeds_with_the_same_test_rows_have_the_chance_of_these_rows_too():
 
 
 def test_scores_without_spread_prove_no_difference():
-    found = estimate([np.array([[0.01], [0.01], [0.01]])])
+    found = estimate([np.array([[0.01], [0.01 + 1e-17], [0.01]])])
     assert (found.value, found.half_width, found.p_value) == (pytest.approx(0.01), 0.0, None)
 
 

@@ -142,7 +142,7 @@ def test_units_deltas_counts_assumptions_and_trusted_parties_are_told(page):
 
 
 def test_the_table_has_controls_and_every_combination(page):
-    rows = [row for row in page.rows if len(row) == 18]  # no p-values: differences have no spread here
+    rows = [row for row in page.rows if len(row) == 19]
     assert rows[0][:8] == ["method", "unit", "epsilon", "cells", "ε", "δ", "nDCG@10", "AUC"]
     assert [row[0] for row in rows[1:6]] == [
         "labels only, no teacher", "server alone", "each merchant alone", "all data pooled", "FedAvg, no teacher",
@@ -153,7 +153,7 @@ def test_the_table_has_controls_and_every_combination(page):
     shown = [cell.replace("\u202f", " ") for cell in row[3:]]
     assert shown == [
         "3 of 3", "8", "3.0e-04", "0.9143 ± 0.0050", "0.9243 ± 0.0050", "+0.0133 ± 0.0000",
-        "−0.0267 ± 0.0000", "0.514", "95.2 %", "19 %", "0.580", "0.40",
+        "−0.0267 ± 0.0000", "–", "0.514", "95.2 %", "19 %", "0.580", "0.40",
         "250 kB", "500 kB", "50 s",
     ]  # fmt: skip
     assert [row[2] for row in rows[6:]] == ["1", "8", "∞"] * 3
