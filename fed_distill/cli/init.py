@@ -89,14 +89,14 @@ def _say(found: "Recognized", format_text: str, notes: list[str], target: Path) 
         line(role, f"column {column!r}" + (f", {len(found.sizes):,} of them" if role == "merchant" else ""))
     counts = sorted(found.found.items(), key=lambda item: -item[1])
     shown = [
-        f"{label or 'empty'}{f' = {found.labels[label]}' if label in found.labels else ''} ({count:,})"
+        f"{label or 'no label'}{f' = {found.labels[label]}' if label in found.labels else ''} ({count:,})"
         for label, count in counts
         if label not in found.dropped
     ]
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     line("labels", ", ".join(shown[:_SHOWN]) + more)
     if found.dropped:
-        line("dropped", ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items()))
+        line("dropped", ", ".join(f"{label or 'no label'} ({count:,} rows)" for label, count in found.dropped.items()))
     for title, lines in (("not certain", found.doubts), ("note", notes)):
         for one in lines:
             console.print(f"[yellow]{title}:[/] {escape(one_line(one))}", soft_wrap=True, highlight=False)

@@ -4,11 +4,12 @@ Labels of pairs whose words are not known are ordered by how much of the first t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fed_distill.data.column_words import parts_of
-from fed_distill.data.tasks import RELEVANCE, SENTIMENT
+from fed_distill.data.tasks import MATCHING, RECOMMEND, RELEVANCE, SENTIMENT
+from fed_distill.errors import ConfigError
 
 _GRADES = {
     "exact": "e exact perfect excellent best relevant highlyrelevant passend genau exakt relevante pertinent exacte "
@@ -63,6 +64,36 @@ class Meaning:
     labels: dict[str, str]
     why: str
     sure: bool
+
+
+def named_meanings(meanings: Sequence[str], counts: Mapping[str, int]) -> dict[str, str]:
+    """Return the class by label that a user has named.
+
+    :param meanings: values of ``--meaning``, as ``LABEL=CLASS``
+    :param counts: number of rows by label
+    :raises ConfigError: a value has another form, or no row has its label
+    """
+    found: dict[str, str] = {}
+    for text in meanings:
+        label, separator, name = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--meaning requires LABEL=CLASS, for example 3=exact, not {text!r}")
+        if label not in counts:
+            raise ConfigError(
+                f"--meaning {text}: no row has the label {label!r}; labels: {', '.join(list(counts)[:8])}"
+            )
+        found[label] = name
+    return found
+
+
+def check_classes(named: Mapping[str, str], task: str) -> None:
+    """Raise ConfigError if a user has ``named`` a class that ``task`` does not have; category and faq have any."""
+    classes = {one.name: one.classes for one in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}.get(task)
+    if classes is None:
+        return
+    for label, name in named.items():
+        if name not in classes:
+            raise ConfigError(f"--meaning {label}={name}: {task} has no class {name!r}; it has: {', '.join(classes)}")
 
 
 def scale_of(labels: Mapping[str, int]) -> dict[str, float] | None:

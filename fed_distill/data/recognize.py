@@ -11,7 +11,16 @@ from functools import cached_property
 from pathlib import Path
 
 from fed_distill.data.column_words import fits
-from fed_distill.data.label_meaning import BY_NAME, Meaning, grades, scale_of, sentiments, sides
+from fed_distill.data.label_meaning import (
+    BY_NAME,
+    Meaning,
+    check_classes,
+    grades,
+    named_meanings,
+    scale_of,
+    sentiments,
+    sides,
+)
 from fed_distill.data.language import ascii_share, surely_english
 from fed_distill.data.table_file import column_names, read_columns
 from fed_distill.data.tasks import MATCHING, RECOMMEND, label_text
@@ -107,7 +116,7 @@ def recognize(
     :param task: task that the user has named; empty: it is chosen
     :param encoding: of a text file that is in neither UTF-8 nor UTF-16
     :param meanings: classes of labels that the user has named, as ``LABEL=CLASS``
-    :raises ConfigError: a column or label that the user has named does not exist
+    :raises ConfigError: a column, label or class that the user has named does not exist
     :raises DataError: the file cannot be read, has no header, or has no text or no label
     """
     names = [name for name in column_names(path, encoding) if name]
@@ -131,8 +140,9 @@ def recognize(
     chosen["label"] = label.name
     _choose_merchant(columns, chosen)
     _choose_texts(path, columns, chosen, task, doubts)
-    named = _named_meanings(meanings, label.counts)
+    named = named_meanings(meanings, label.counts)
     meaning, task = _task(columns, chosen, task, named, doubts)
+    check_classes(named, task)
     if "merchant" not in chosen:
         _mention_merchants(columns, chosen, doubts)
     texts = columns[chosen["text"]].values
@@ -150,20 +160,6 @@ def recognize(
         encoding,
         tuple(doubts),
     )
-
-
-def _named_meanings(meanings: Sequence[str], counts: Mapping[str, int]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in meanings:
-        label, separator, name = text.partition("=")
-        if not separator:
-            raise ConfigError(f"--meaning requires LABEL=CLASS, for example 3=exact, not {text!r}")
-        if label not in counts:
-            raise ConfigError(
-                f"--meaning {text}: no row has the label {label!r}; labels: {', '.join(list(counts)[:8])}"
-            )
-        found[label] = name
-    return found
 
 
 def _check_header(path: Path, columns: Mapping[str, ColumnContent]) -> None:

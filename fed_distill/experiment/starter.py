@@ -144,7 +144,7 @@ def _written(
     steps = max(40, min(200, found.rows // 16))
     name = one_line(str(file))
     told = (("Not certain", found.doubts), ("Notes", notes))
-    dropped = ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items())
+    dropped = ", ".join(f"{label or 'no label'} ({count:,} rows)" for label, count in found.dropped.items())
     parts = [
         f"# A first experiment on {one_line(found.path.name)}, by `fed-distill init`. Run it: fed-distill run {name}\n",
         f"# `fed-distill data describe {name}` shows how the rows are cleaned and split, and "

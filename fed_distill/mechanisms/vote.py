@@ -28,7 +28,6 @@ from fed_distill.privacy.exposure import MOVED_BY
 from fed_distill.seeds import Keystream
 from fed_distill.transport.messages import Kinds
 
-_ORDERS = 1.0 + torch.logspace(-2.0, 3.0, 400, dtype=torch.float64)
 _STEP = 1e-4
 
 
@@ -203,85 +202,3 @@ def calibrated(
         if epsilon(vote_spends(mechanism, queries, rounds), delta, accountant) <= target_epsilon:
             return mechanism
         noise *= 1.0 + _STEP  # numerical composition of many steps may be slightly above the closed form
-
-
-def data_dependent_epsilon(histograms: Tensor, answered: Tensor, mechanism: VoteMechanism, delta: float) -> float:
-    """Return the data-dependent epsilon of the answers; NOT RELEASABLE, for the operator only.
-
-    It is smaller if merchants agree, and therefore depends on the private votes: releasing it would require noise
-    scaled to its smooth sensitivity (Papernot et al. 2018, section 3.3), which is not implemented. Report
-    ``vote_spends`` instead.
-
-    :param histograms: votes ``[queries, classes]``
-    :param answered: whether each query was answered, bool ``[queries]``
-    :param mechanism: the vote mechanism
-    :param delta: delta, strictly between 0 and 1
-    :raises ValueError: ``delta`` is out of range
-    """
-    if not 0.0 < delta < 1.0:
-        raise ValueError(f"delta must lie between 0 and 1, not {delta}")
-    if not mechanism.threshold_noise or not mechanism.answer_noise:
-        return math.inf
-    votes = histograms.double()
-    # A threshold test changes by 1 instead of sqrt(2): it costs as much as GNMax with sqrt(2) times its noise.
-    checks = renyi_bound(_log_surprise(votes, mechanism), math.sqrt(2.0) * mechanism.threshold_noise, _ORDERS)
-    answers = renyi_bound(log_miss(votes[answered], mechanism.answer_noise), mechanism.answer_noise, _ORDERS)
-    total = checks.sum(dim=0) + answers.sum(dim=0)
-    # From Rényi DP to (epsilon, delta): Balle et al. 2020, arXiv 1905.09982, theorem 21.
-    bounds = total - (math.log(delta) + _ORDERS.log()) / (_ORDERS - 1.0) + torch.log1p(-1.0 / _ORDERS)
-    return max(0.0, float(bounds.min()))
-
-
-def log_miss(histogram: Tensor, answer_noise: float) -> Tensor:
-    """Return an upper bound on log Pr[GNMax does not return the plurality], ``[queries]``.
-
-    Papernot et al. 2018, proposition 7: a union bound over the other classes; by symmetry at most 1 - 1 / classes.
-
-    :param histogram: votes ``[queries, classes]``
-    :param answer_noise: standard deviation of the noise on each class's votes
-    """
-    votes = histogram.double()
-    top, best = votes.max(dim=-1, keepdim=True)
-    beats: Tensor = torch.special.log_ndtr((votes - top) / (math.sqrt(2.0) * answer_noise))
-    beats = beats.scatter(-1, best, -math.inf)
-    return beats.logsumexp(dim=-1).clamp_max(math.log1p(-1.0 / votes.shape[-1]))
-
-
-def renyi_bound(log_q: Tensor, answer_noise: float, orders: Tensor) -> Tensor:
-    """Return a bound on the Rényi divergence of GNMax, given the probability q of missing the plurality.
-
-    Papernot et al. 2018, theorem 6 at the orders mu_1, mu_2 of proposition 10 where it applies, and at most the
-    data-independent order / sigma^2 of proposition 8.
-
-    :param log_q: log q ``[queries]``, below 0
-    :param answer_noise: standard deviation of the noise on each class's votes (sigma)
-    :param orders: Rényi orders above 1
-    :returns: float64 ``[queries, orders]``
-    """
-    variance = answer_noise**2
-    log_q = log_q.double().unsqueeze(-1)
-    order = orders.double()
-    mu_2 = answer_noise * (-log_q).sqrt()
-    mu_1 = mu_2 + 1.0
-    epsilon_1, epsilon_2 = mu_1 / variance, mu_2 / variance
-    ceiling = (mu_2 - 1.0) * epsilon_2 - mu_2 * ((mu_1 / (mu_1 - 1.0)).log() + (mu_2 / (mu_2 - 1.0)).log())
-    applies = (mu_2 > 1.0) & (order <= mu_1) & (log_q <= ceiling) & (log_q + epsilon_2 < 0.0)
-    log_right = _log1mexp(log_q)
-    log_a = log_right - _log1mexp(((log_q + epsilon_2) * (1.0 - 1.0 / mu_2)).clamp_max(-1e-300))
-    log_b = epsilon_1 - log_q / (mu_1 - 1.0)
-    power = order - 1.0
-    found = torch.logaddexp(log_right + power * log_a, log_q + power * log_b) / power
-    independent = order / variance
-    return torch.where(applies, found.clamp_min(0.0).minimum(independent), independent)
-
-
-def _log_surprise(votes: Tensor, mechanism: VoteMechanism) -> Tensor:
-    """Return log Pr[the threshold test has its less likely result], ``[queries]``."""
-    margin = (votes.amax(dim=-1) - mechanism.threshold).abs() / mechanism.threshold_noise
-    surprise: Tensor = torch.special.log_ndtr(-margin)
-    return surprise
-
-
-def _log1mexp(value: Tensor) -> Tensor:
-    """Return log(1 - exp(value)) for negative values, without cancellation at either end."""
-    return torch.where(value < -math.log(2.0), torch.log1p(-value.exp()), torch.log(-torch.expm1(value)))

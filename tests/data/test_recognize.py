@@ -84,6 +84,8 @@ def test_what_the_user_names_is_taken(tmp_path: Path) -> None:
     assert (found.task, found.columns, found.labels) == ("relevance", given, {"zig": "irrelevant", "zag": "exact"})
     with pytest.raises(ConfigError, match=r"--meaning zog=exact: no row has the label 'zog'; labels: zig, zag"):
         recognize(path, given, "relevance", "", ["zog=exact"])
+    with pytest.raises(ConfigError, match=r"--meaning zig=exakt: relevance has no class 'exakt'; it has: exact, subst"):
+        recognize(path, given, "relevance", "", ["zig=exakt"])
     with pytest.raises(ConfigError, match=r"--pair x: .* has no such column; it has: a, b, c, d"):
         recognize(path, {**given, "pair": "x"})
 
