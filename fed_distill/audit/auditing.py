@@ -278,7 +278,9 @@ class Auditing:
                 starts={name: self.start},
                 assigned=[name],
                 teacher_labels=self.teaching.labels,
-                factory=StudentFactory(experiment, experiment.seed, self.teaching, server, self.callbacks),
+                factory=StudentFactory(
+                    experiment, experiment.seed, self.teaching, server, self.callbacks, self._evaluator
+                ),
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
 from fed_distill.config.tables import (
@@ -97,13 +98,30 @@ class ServerConfig(OptimizerConfig):
     temperature: PositiveFloat = Field(2.0, description="distillation temperature")
 
 
+def _as_list(value: object) -> object:
+    """Return a single number as a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
 class StudentControlConfig(OptimizerChanges):
     """Training on the server's labels only: the control `student`, from which federations with start = 'labels' start.
     Keys that are not set are as in [training.server]."""
 
-    epochs: PositiveFloat = Field(
-        10.0, description="epochs on the server's labels: too few overstate what the teacher adds"
+    epochs: Annotated[
+        tuple[PositiveFloat, ...],
+        Field(min_length=1),
+        BeforeValidator(_as_list, json_schema_input_type=PositiveFloat | list[PositiveFloat]),
+    ] = Field(
+        (10.0,),
+        description="epochs on the server's labels: too few overstate what the teacher adds. Of several, such as "
+        "[10, 30, 100], each is tried in this order for as long as the validation score rises, and the best is kept",
     )
+
+    @model_validator(mode="after")
+    def _longer_and_longer(self) -> Self:
+        if any(later <= earlier for earlier, later in pairwise(self.epochs)):
+            raise ValueError(f"epochs must increase: {', '.join(f'{epochs:g}' for epochs in self.epochs)}")
+        return self
 
 
 class PooledConfig(OptimizerChanges):

@@ -72,7 +72,7 @@ class Comparison:
     @cached_property
     def factory(self) -> StudentFactory:
         """Trains the server's students."""
-        return StudentFactory(self.experiment, self.seed, self.teaching, self.server, self.callbacks)
+        return StudentFactory(self.experiment, self.seed, self.teaching, self.server, self.callbacks, self.evaluator)
 
     def run(self) -> list[Outcome]:
         """Train and evaluate the parts that are not stored yet, controls first.

@@ -180,7 +180,7 @@ def _written(
         '\n[student]\nmodel = "two-tower" # `fed-distill models` lists the others\n',
         "\n[training.merchants]\nlearning_rate = 1e-2\n",
         "\n[training.server]\nepochs = 4\n",
-        "\n[training.student]\nepochs = 4\n",
+        "\n[training.student]\nepochs = [10, 30, 100] # of the control on labels only; the best in validation\n",
         "\n[federation]\n"
         'method = "fedavg-kd" # federated averaging with the teacher\'s soft labels; others: `fed-distill methods`\n'
         "options = { proxy_steps = 4 }\n"

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import AssistantConfig, Experiment
+from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData
-from fed_distill.data.fingerprint import examples_fingerprint
+from fed_distill.data.fingerprint import examples_fingerprint, run_fingerprint
 from fed_distill.distill.chain import ChainLevel, levels
 from fed_distill.distill.losses import hard_labels
 from fed_distill.distill.masked import pretrain_on_domain
@@ -46,13 +47,17 @@ Start = Literal["teacher", "labels"]
 
 @dataclass
 class StudentFactory:
-    """Builds and distils students by name; ``callbacks`` report progress."""
+    """Builds and distils students by name; ``callbacks`` report progress.
+
+    evaluator: scores students on validation examples, to choose the epochs of training on labels only
+    """
 
     experiment: Experiment
     seed: int
     teaching: Teaching
     server: ServerTraining
     callbacks: Callback
+    evaluator: Evaluator
     _built: dict[str, TextModel] = field(default_factory=dict)
 
     def student(self, name: str) -> TextModel:
@@ -108,6 +113,8 @@ class StudentFactory:
         if start == "teacher":
             taught["levels"] = [level.name for level in self.levels]
             taught["distill"] = self.experiment.distill.model_dump(mode="json")
+        elif len(self.experiment.training.student.epochs) > 1:
+            taught["chosen_on"] = [self._chosen_in_private, run_fingerprint(self.server.data)]
         key = fingerprint(
             **self._depends_on,
             **taught,
@@ -147,16 +154,45 @@ class StudentFactory:
     def on_labels(self, name: str) -> Weights:
         """Pretrain a student if configured, train it on the server's labels only, and return its weights.
 
-        A student that starts from weights of the teacher starts from random ones here.
+        A student that starts from weights of the teacher starts from random ones here. Of several numbers of epochs,
+        each trains from the same weights, with a schedule of its own.
 
         :raises ConfigError: see ``without_teacher``
         """
         student, config = self.without_teacher(name), self.experiment.training
         self.pretrain_on_domain(student, name, self.step)
-        weights = {key: value.clone() for key, value in student.state_dict().items()}
-        plan = Plan((Phase(hard_labels(), epochs=config.student.epochs),))
+        first = {key: value.clone() for key, value in student.state_dict().items()}
         optimizer = config.student.over(config.server)
-        return self.server.train(student, weights, plan, (self.seed, "server", name), optimizer, self.step)
+
+        def trained(epochs: float) -> Weights:
+            plan = Plan((Phase(hard_labels(), epochs=epochs),))
+            return self.server.train(student, first, plan, (self.seed, "server", name), optimizer, self.step)
+
+        shortest, *longer = config.student.epochs
+        weights = trained(shortest)
+        if not longer:
+            return weights
+        scores = [(shortest, self._validated(student, weights))]
+        for epochs in longer:
+            found = trained(epochs)
+            scores.append((epochs, self._validated(student, found)))
+            if scores[-1][1] <= scores[-2][1]:
+                break
+            weights = found
+        told = ", ".join(f"{epochs:g} epochs {score:.4f}" for epochs, score in scores)
+        self.callbacks.on_message(f"seed {self.seed}: the server's {name}, on labels only, in validation: {told}")
+        return weights
+
+    def _validated(self, student: TextModel, weights: Weights) -> float:
+        student.load_state_dict(dict(weights))
+        return (self.evaluator.public_score if self._chosen_in_private else self.evaluator.validation_score)(student)
+
+    @property
+    def _chosen_in_private(self) -> bool:
+        """Whether a private federation starts on labels only: its students must not depend on merchants' validation
+        examples, so that epochs are chosen on the server's own."""
+        arms = self.experiment.arms()
+        return any(self.experiment.protects(name) and arm.start == "labels" for name, arm in arms.items())
 
     def without_teacher(self, name: str) -> TextModel:
         """Build a student by name as ``student`` does, with random weights in place of the teacher's.

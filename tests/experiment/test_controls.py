@@ -1,10 +1,15 @@
 """Each control has what its name says, and nothing else."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from safetensors.torch import load_file
 
 from fed_distill.config import Experiment
-from fed_distill.errors import DataError
+from fed_distill.errors import ConfigError, DataError
+from fed_distill.experiment.student_factory import StudentFactory
+from fed_distill.reporting.callbacks import Callback
 
 QUICK = {"federation.rounds": 1, "adaptation.enabled": False, "controls": ["student", "server", "fedavg"]}
 
@@ -56,6 +61,42 @@ def test_the_student_of_labels_only_trains_as_long_as_it_is_told(trained):
     assert one["student"] != longer["student"]
     assert one["fedavg"] != longer["fedavg"]  # which starts from it
     assert one["server"] == longer["server"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([0.5, 0.6, 0.7], 9.0), ([0.5, 0.6, 0.6], 3.0), ([0.5, 0.5], 1.0), ([0.5, 0.4], 1.0)],
+)
+def test_of_several_numbers_of_epochs_the_best_in_validation_trains_as_if_it_were_alone(
+    trained, monkeypatch, tmp_path, scores, best
+):
+    """The first that is no better ends the search."""
+    left = list(scores)
+    monkeypatch.setattr(StudentFactory, "_validated", lambda made, student, weights: left.pop(0))
+    cache = str(tmp_path / "cache")  # which has no student of other scores
+    found = trained("found", {"training.student.epochs": [1.0, 3.0, 9.0], "runtime.cache": cache})
+    assert not left
+    assert found == trained("alone", {"training.student.epochs": best})
+
+
+@pytest.mark.parametrize(("privacy", "start", "part"), [("none", "labels", "valid"), ("example", "labels", "public")])
+def test_a_private_federation_depends_on_no_merchants_validation_examples(privacy, start, part, tiny_experiment):
+    scores = SimpleNamespace(public_score=lambda student: "public", validation_score=lambda student: "valid")
+    changes = {"privacy": {"unit": privacy} if privacy == "none" else {"unit": privacy, "epsilon": 1.0}}
+    experiment = tiny_experiment(Path("runs"), {**changes, "federation.start": start, "controls": []})
+    made = StudentFactory(experiment, 0, None, None, Callback(), scores)
+    assert made._validated(SimpleNamespace(load_state_dict=dict), {}) == part
+
+
+def test_numbers_of_epochs_increase():
+    for tried, told in (
+        ([10, 5], "epochs must increase: 10, 5"),
+        ([], "at least 1 item"),
+        ([0.0], "greater than 0"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            Experiment.parse({"training": {"student": {"epochs": tried}}})
+    assert Experiment.parse({"training": {"student": {"epochs": 10}}}).training.student.epochs == (10.0,)
 
 
 def test_true_labels_of_the_proxy_set_are_required_before_anything_is_trained(tiny_experiment, simulate, tmp_path):

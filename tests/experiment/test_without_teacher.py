@@ -62,7 +62,7 @@ def factory(tmp_path, monkeypatch):
         experiment = Experiment.parse({"student": {"model": name}, **changes})
         teaching = SimpleNamespace(teacher=teacher, candidates=None, ensemble=SimpleNamespace(cache=tmp_path / "cache"))
         server = SimpleNamespace(data=SimpleNamespace(task=SENTIMENT))
-        made = StudentFactory(experiment, 0, teaching, server, Callback())
+        made = StudentFactory(experiment, 0, teaching, server, Callback(), evaluator=None)
         made._depends_on = {}  # in place of the fingerprints of data
         return made
 
