@@ -5,7 +5,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
 from fed_distill.config.tables import (
@@ -103,6 +103,11 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _as_written(values: tuple[float, ...]) -> float | list[float]:
+    """Return a list of one as a single number."""
+    return values[0] if len(values) == 1 else list(values)
+
+
 class StudentControlConfig(OptimizerChanges):
     """Training on the server's labels only: the control `student`, from which federations with start = 'labels' start.
     Keys that are not set are as in [training.server]."""
@@ -111,6 +116,7 @@ class StudentControlConfig(OptimizerChanges):
         tuple[PositiveFloat, ...],
         Field(min_length=1),
         BeforeValidator(_as_list, json_schema_input_type=PositiveFloat | list[PositiveFloat]),
+        PlainSerializer(_as_written),
     ] = Field(
         (10.0,),
         description="epochs on the server's labels: too few overstate what the teacher adds. Of several, such as "

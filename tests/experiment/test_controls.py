@@ -1,5 +1,6 @@
 """Each control has what its name says, and nothing else."""
 
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,7 +97,15 @@ def test_numbers_of_epochs_increase():
     ):
         with pytest.raises(ConfigError, match=told):
             Experiment.parse({"training": {"student": {"epochs": tried}}})
-    assert Experiment.parse({"training": {"student": {"epochs": 10}}}).training.student.epochs == (10.0,)
+
+
+@pytest.mark.parametrize(("given", "written"), [(10, 10.0), ([10], 10.0), ([10, 30], [10.0, 30.0])])
+def test_one_number_of_epochs_is_written_as_a_number_as_in_earlier_releases(given, written):
+    """So that studies of theirs find their cells."""
+    experiment = Experiment.parse({"training": {"student": {"epochs": given}}})
+    found = tomllib.loads(experiment.to_toml())
+    assert found["training"]["student"]["epochs"] == written
+    assert Experiment.parse(found) == experiment
 
 
 def test_true_labels_of_the_proxy_set_are_required_before_anything_is_trained(tiny_experiment, simulate, tmp_path):
