@@ -10,7 +10,7 @@ from fed_distill.config.tables import LARGEST, ConfigTable, PositiveFloat, Posit
 class ClicksConfig(ConfigTable):
     """Labels of merchants' training examples that are derived from simulated clicks instead of grades."""
 
-    sessions: Annotated[int, Field(ge=0)] = Field(
+    sessions: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(
         0, description="times that a query's products are shown; 0: labels are the grades"
     )
     bias: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(

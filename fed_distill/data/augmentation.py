@@ -39,17 +39,23 @@ class Synonyms:
     def of(cls, groups: Iterable[Sequence[str]]) -> "Synonyms":
         """Build from groups of expressions; an expression in several groups belongs to the first one."""
         known: dict[str, tuple[str, ...]] = {}
+        forms: dict[str, None] = {}
         for group in groups:
             for expression in group:
                 known.setdefault(expression.casefold(), tuple(group))
-        return cls(known, re.compile("|".join(map(_bounded, sorted(known, key=len, reverse=True))), re.IGNORECASE))
+                forms |= dict.fromkeys((expression.casefold(), expression.lower()))
+        longest_first = sorted(forms, key=len, reverse=True)
+        return cls(known, re.compile("|".join(map(_bounded, longest_first)), re.IGNORECASE))
 
     def replaced(self, text: str, share: float, rng: np.random.Generator) -> str:
         """Replace each expression in ``text``, with probability ``share``, by another of its group."""
 
         def other(match: re.Match[str]) -> str:
             found = match[0]
-            group = [one for one in self.groups[found.casefold()] if one.casefold() != found.casefold()]
+            # The pattern takes some letters for others that they are not folded to, such as the Turkish İ for an i.
+            group = [one for one in self.groups.get(found.casefold(), ()) if one.casefold() != found.casefold()]
+            if not group:
+                return found
             return group[rng.integers(len(group))] if rng.random() < share else found
 
         return self.pattern.sub(other, text)

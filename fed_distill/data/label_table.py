@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fed_distill.data.examples import UNLABELED, Examples, Task
-from fed_distill.data.table_file import read_columns
+from fed_distill.data.table_file import read_columns, texts_of
 from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.storage.files import write_atomic
@@ -67,6 +67,12 @@ def read_labels(
     else:
         column_of = {name: name for name in task.classes} | {name: column for column, name in labels.items()}
         wanted = [column_of[name] for name in task.classes]
+        shared = [name for name in wanted if wanted.count(name) > 1]
+        if shared:
+            raise ConfigError(
+                f"teacher.options.labels: column {shared[0]!r} has the probabilities of two classes: name another "
+                "column for the class that is called so"
+            )
         table = read_columns(path, [*texts, *wanted], _SETTINGS)
         probabilities = _from_numbers(path, [table[name] for name in wanted], wanted)
     return _indexed(path, [table[name] for name in texts], texts, probabilities)
@@ -164,8 +170,9 @@ def _indexed(
 ) -> LabelTable:
     """Return the table without duplicates, which must agree."""
     rows: dict[tuple[str, str], int] = {}
+    texts = [texts_of(path, dict(zip(names, columns, strict=True)), name) for name in names]
     for row in range(len(probabilities)):
-        parts = [label_text(column[row]) for column in columns]
+        parts = [column[row] or "" for column in texts]
         if not all(parts):
             raise DataError(f"{path}, row {row + 1}: column {names[parts.index('')]!r} is empty: remove the row")
         first = rows.setdefault(_key(parts[0], parts[1] if len(parts) > 1 else ""), row)

@@ -83,12 +83,15 @@ def label_text(value: Any) -> str:
 def label_reader(task: Task) -> Callable[[Any], int]:
     """Return a function that maps a label in a file to its class index, or to `UNLABELED`.
 
-    A class is matched by name (ignoring case, with blanks or hyphens for underscores) or by its index. Grades are not
-    matched by index, because files number them in either direction.
+    A class is matched by name, or, ignoring case and with blanks or hyphens for underscores, if only one class is
+    called so; or by its index. Grades are not matched by index, because files number them in either direction, nor are
+    classes of which one is called by a number.
     """
     known = {name: index for index, name in enumerate(task.classes)}
-    loose = {_loose(name): index for name, index in known.items()}
-    indices = {} if task.gains else {str(index): index for index in range(len(task.classes))}
+    alike = Counter(map(_loose, known))
+    loose = {_loose(name): index for name, index in known.items() if alike[_loose(name)] == 1}
+    numbered = any(name.isdecimal() for name in known)
+    indices = {} if task.gains or numbered else {str(index): index for index in range(len(task.classes))}
 
     def read(value: Any) -> int:
         text = label_text(value)

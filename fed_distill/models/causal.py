@@ -9,7 +9,7 @@ before use: improving few-shot performance of language models", ICML 2021, secti
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.base import Outputs, TextModel
-from fed_distill.models.pretrained import describe, read_pretrained
+from fed_distill.models.pretrained import check_weights, describe, read_pretrained
 from fed_distill.models.transformer import network_of
 from fed_distill.text.encoded import Encoded
 
@@ -31,6 +31,8 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 
 _HEADS = ("ForCausalLM", "LMHeadModel")
 _PROBE = "a"
+_LEAST_ROOM = 8
+"""Tokens that a prompt must leave for its texts, so that some of each is read."""
 
 
 class CausalLM(TextModel):
@@ -91,10 +93,13 @@ class CausalLM(TextModel):
         self._tokenizer.no_padding()
         self._start = _start_of(self._tokenizer)
         fixed = len(self._ids("", ""))
-        if not 0 < fixed < max_length:
+        if not fixed:
+            raise ConfigError("option prompt has no tokens without its texts: add words to the prompt")
+        if fixed + _LEAST_ROOM > max_length:
             raise ConfigError(
-                f"option prompt has {fixed} tokens without its texts, and teacher.max_length is {max_length}: "
-                + ("raise teacher.max_length, or shorten the prompt" if fixed else "add words to the prompt")
+                f"option prompt has {fixed} tokens without its texts, which leaves {max(0, max_length - fixed)} of "
+                f"{max_length} for them: shorten the prompt or the label words, or raise teacher.max_length (at most "
+                "the model's positions less the longest label words)"
             )
         self._words = self._continuations(label_words)
 
@@ -108,6 +113,7 @@ class CausalLM(TextModel):
         for row, ids in enumerate(found):
             if len(ids) > self._max_length:
                 found[row] = self._shortened(texts[row], seconds[row])
+        self._check_known(ids for row in found for ids in row)
         padded = torch.zeros(len(found), max(map(len, found), default=1), dtype=torch.int64)
         for row, ids in enumerate(found):
             padded[row, : len(ids)] = torch.tensor(ids) + 1
@@ -170,6 +176,14 @@ class CausalLM(TextModel):
         filled = self._prompt.format(text=text, pair=pair) + words
         return [*self._start, *self._tokenizer.encode(filled, add_special_tokens=False).ids]
 
+    def _check_known(self, ids: Iterable[int]) -> None:
+        rows, largest = self.network.get_input_embeddings().weight.shape[0], max(ids, default=0)
+        if largest >= rows:
+            raise ModelError(
+                f"the tokenizer has a token {largest:,}, and the model embeddings for {rows:,} tokens: use the "
+                "tokenizer that the model was trained with"
+            )
+
     def _shortened(self, text: str, pair: str) -> list[int]:
         """Return the longest prompt that fits, by bisection over the number of characters of both texts."""
         fits, low, high = self._ids("", ""), 0, max(len(text), len(pair))
@@ -192,6 +206,7 @@ class CausalLM(TextModel):
                     f"option label_words: {words!r} has no tokens of its own after the prompt: end the prompt without "
                     "a blank, and begin the words with one"
                 )
+            self._check_known(whole)
             found.append(tuple(whole[len(stem) :]))
         for place, tokens in enumerate(found):
             for other, longer in enumerate(found):
@@ -230,10 +245,11 @@ def causal(
     if unknown:
         raise ConfigError(f"option label_words: {unknown[0]!r} is no class; {task.name} has: {', '.join(task.classes)}")
     words = [given.get(name, " " + name.replace("_", " ")) for name in task.classes]
-    network, tokenizer = read_pretrained(AutoModelForCausalLM, path, download)
+    network, tokenizer, drawn = read_pretrained(AutoModelForCausalLM, path, download)
     architecture = (network.config.architectures or ["?"])[0]
     if not architecture.endswith(_HEADS):
         raise ModelError(f"{path!r} contains a {architecture}, not a causal language model: remove the option prompt")
+    check_weights(path, drawn)
     room = getattr(network.config, "max_position_embeddings", None) or max_length
     longest = max(len(tokenizer.backend_tokenizer.encode(one).ids) for one in words)
     model = CausalLM(

@@ -27,9 +27,12 @@ def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download
 
     :raises ModelError: the files are missing or invalid
     """
-    network, tokenizer = read_pretrained(
+    network, tokenizer, drawn = read_pretrained(
         AutoModelForSequenceClassification, path, download, num_labels=classes, ignore_mismatched_sizes=True
     )
+    body = f"{network.base_model_prefix}."
+    # A pooling layer is part of the head: models that were trained to fill masks have none.
+    check_weights(path, [name for name in drawn if name.startswith(body) and ".pooler." not in name])
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {path!r} must have a padding token")
     network.config.pad_token_id = tokenizer.pad_token_id
@@ -46,18 +49,21 @@ def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download
 
 def read_pretrained(
     factory: Any, path: str, download: bool | None = False, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """Read the network, with ``factory``, and the fast tokenizer of the folder or hub id ``path``; code is never run.
 
     :param factory: one of the Auto classes of transformers
     :param download: as in ``pretrained``
     :param options: further arguments of ``from_pretrained``
+    :returns: network, tokenizer, and the names of weights that were drawn at random since the files lack them, or have
+        them in another shape: see ``check_weights``
     :raises ModelError: the files are missing or invalid
     """
     try:
         with quiet():
-            network = factory.from_pretrained(
+            network, told = factory.from_pretrained(
                 path,
+                output_loading_info=True,
                 local_files_only=not download,
                 use_safetensors=True,
                 dtype=torch.float32,
@@ -75,7 +81,17 @@ def read_pretrained(
         raise ModelError(f"cannot load the pretrained model {path!r}; {hint}: {_first_line(error)}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"the tokenizer of {path!r} must be a fast one (tokenizer.json)")
-    return network, tokenizer
+    return network, tokenizer, [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])]
+
+
+def check_weights(path: str, lacking: Sequence[str]) -> None:
+    """Raise ModelError if weights are ``lacking`` in the files, and therefore random."""
+    if lacking:
+        more = f" and {len(lacking) - 1} more are" if len(lacking) > 1 else " is"
+        raise ModelError(
+            f"the weights in {path!r} are incomplete: {min(lacking)}{more} missing, or of another shape: get the files "
+            "again"
+        )
 
 
 def minilm(classes: int, pair: bool, max_length: int) -> Transformer:

@@ -26,6 +26,7 @@ from fed_distill.storage.files import (
     sync_folder,
     write_atomic,
 )
+from fed_distill.storage.fingerprint import named_files
 from fed_distill.storage.parts import CHECKPOINT, check_layout, mark_layout
 from fed_distill.storage.sealed import chained
 from fed_distill.storage.versions import versions
@@ -36,8 +37,8 @@ _UNIT = {"seed": int, "federation": str, "round": int}
 IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in INTAKE))
 
 
-DATA = "data.json"
-"""File in ``checkpoint`` with the fingerprint of the data that the run began with."""
+DATA, FILES = "data.json", "files.json"
+"""Files in ``checkpoint`` with fingerprints of the data that the run began with, and of the files that it names."""
 
 
 class RunStore:
@@ -62,6 +63,7 @@ class RunStore:
             header = ", ".join(f"{name} {version}" for name, version in versions().items())
             mark_layout(fresh / CHECKPOINT)
             write_atomic(fresh / EXPERIMENT, f"# Written by {header}\n{experiment.to_toml()}")
+            write_atomic(fresh / CHECKPOINT / FILES, json.dumps(_files_of(experiment), indent=2) + "\n")
             os.rename(fresh, folder)
         except OSError as error:
             lock.close()
@@ -78,7 +80,8 @@ class RunStore:
     def resume(cls, folder: Path, experiment: Experiment) -> Self:
         """Resume the run in ``folder``.
 
-        :raises CheckpointError: it is missing, locked, of another experiment, or of a version with another layout
+        :raises CheckpointError: it is missing, locked, of another experiment, or of a version with another layout; or a
+            file that the experiment names has changed since it began
         """
         path = folder / EXPERIMENT
         if not folder.exists():
@@ -91,6 +94,7 @@ class RunStore:
         try:
             check_layout(folder / CHECKPOINT)
             check_same(folder, experiment)
+            check_files(folder)
             mark_layout(folder / CHECKPOINT)
             store = cls(folder, lock)
             remove_leftovers(folder)
@@ -312,6 +316,29 @@ def check_same(folder: Path, experiment: Experiment) -> None:
                 f"{path} is of another experiment: {key} was {_shown(before, key)} and is "
                 f"{_shown(now, key)} now. Use the same value, or another --name (for a study or a tuning: --out)"
             )
+
+
+def check_files(folder: Path, read: Callable[[str], Mapping[str, str]] = named_files) -> None:
+    """Raise CheckpointError if a file that an experiment names has changed since its run in ``folder`` began.
+
+    Files that no longer exist are ignored, since results can be read without them. Runs of earlier releases have no
+    fingerprints to compare.
+
+    :param read: returns the fingerprint of a file by its path, as ``named_files``
+    """
+    path = folder / CHECKPOINT / FILES
+    for name, before in (read_json(path) if path.exists() else {}).items():
+        if read(name).get(name, before) != before:
+            raise CheckpointError(
+                f"{name} has changed since the run in {folder} began, so that results of before and after would be "
+                "mixed: restore the file, or use another --name (for a study or a tuning: --out)"
+            )
+
+
+def _files_of(experiment: Experiment) -> dict[str, str]:
+    """Return fingerprints of the files that an experiment reads; a ledger is written, too, and is none of them."""
+    tables = experiment.model_dump(mode="json", exclude={"name": True, "runtime": True, "privacy": {"ledger"}})
+    return named_files(tables)
 
 
 def _decisive(tables: Mapping[str, Any]) -> dict[str, Any]:

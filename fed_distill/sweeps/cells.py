@@ -144,8 +144,8 @@ def fingerprint_of(experiment: Experiment) -> str:
     """Return a fingerprint of 32 hexadecimal digits of all values of the experiment except its name and ``[runtime]``.
 
     The order of keys and keys at their default are ignored, so that results of versions with fewer keys stay valid
-    (``Places.check`` detects changed defaults). Versions of packages and the contents of the data are not covered: the
-    results contain the versions, and the report states if they differ between cells.
+    (``Places.check`` detects changed defaults, and changed files that the experiment names). Versions of packages are
+    not covered: the results contain them, and the report states if they differ between cells.
     """
     tables, defaults = (one.model_dump(mode="json", exclude={"name", "runtime"}) for one in (experiment, Experiment()))
     return fingerprint(experiment=_other_than(defaults, tables))

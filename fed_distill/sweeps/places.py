@@ -1,15 +1,17 @@
 """Folders of a sweep's runs, their state, and the lock that admits one process at a time."""
 
 import fcntl
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError
-from fed_distill.reporting.store import EXPERIMENT, SUMMARY, check_same, read_summary
+from fed_distill.reporting.store import EXPERIMENT, SUMMARY, check_files, check_same, read_summary
+from fed_distill.storage.fingerprint import named_files
 from fed_distill.storage.merchant_store import drop_stores
 from fed_distill.sweeps.cells import Cell
 
@@ -23,6 +25,9 @@ class Places:
     """Folders of the cells of a sweep: runs, their output and reasons of failure, all by fingerprint."""
 
     folder: Path
+    _fingerprints: Callable[[str], Mapping[str, str]] = field(
+        default_factory=lambda: functools.cache(named_files), repr=False, compare=False
+    )
 
     @property
     def cells(self) -> Path:
@@ -46,10 +51,12 @@ class Places:
         return (self.run(name) / SUMMARY).exists()
 
     def check(self, cell: Cell) -> None:
-        """Raise CheckpointError if the cell's folder contains another experiment, of a version with other defaults."""
+        """Raise CheckpointError if the cell's folder contains another experiment, of a version with other defaults, or
+        if a file that it names has changed since. Each file is read once."""
         folder = self.run(cell.fingerprint)
         if (folder / EXPERIMENT).exists():
             check_same(folder, cell.experiment.with_changes({"name": cell.fingerprint}))
+            check_files(folder, self._fingerprints)
 
     def is_done(self, cell: Cell) -> bool:
         """Whether the cell's run and its attacks are finished; raise CheckpointError if its summary is damaged."""

@@ -26,6 +26,15 @@ def test_every_known_expression_is_replaced_by_another_of_its_group():
     assert set(found[2::3]) == {"新款保护套", "新款防摔壳"}
 
 
+def test_letters_whose_capitals_and_small_letters_differ_in_number_or_kind(tmp_path):
+    """An i of a pattern matches the Turkish İ and ı, which are folded to others; ß is folded to two letters."""
+    dictionary = tmp_path / "synonyms.txt"
+    dictionary.write_text("disk, platte\nStraße, Weg\n", encoding="utf-8")
+    texts = ["HARİCİ DİSK", "dısk", "DISK", "die STRASSE", "die straße", "Strasse"]
+    found = changed(texts, synonyms=0.999, dictionary=dictionary)
+    assert found == ("HARİCİ DİSK", "dısk", "platte", "die Weg", "die Weg", "Weg")
+
+
 def test_an_expression_within_a_word_is_another_word(tmp_path):
     dictionary = tmp_path / "synonyms.txt"
     dictionary.write_text("pad, tablet\n\n手机,移动电话\n", encoding="utf-8")

@@ -115,6 +115,7 @@ def test_an_unknown_class_is_named_with_its_row(tmp_path):
         ({"columns": {"title": "x"}}, ConfigError, "columns has no 'title'; task relevance has: text, pair, label"),
         ({"labels": {"no": "never"}}, ConfigError, "labels: 'no' maps to 'never'; relevance has: exact"),
         ({"labels": {"a": "exact", "b": "exact"}}, ConfigError, "'exact' has more than one column"),
+        ({"labels": {"irrelevant": "exact"}}, ConfigError, "column 'irrelevant' has the probabilities of two classes"),
         ({"confidence": 0.9}, ConfigError, "confidence is for named classes.*: remove it, or name the column"),
         ({"columns": {"label": "exact"}, "confidence": 0.25}, ConfigError, r"confidence = 0.25 must be above 0.25, an"),
         ({"columns": {"label": "exact"}, "confidence": 1.1}, ConfigError, r"confidence = 1.1 must be .* at most 1"),
@@ -125,6 +126,13 @@ def test_an_unknown_class_is_named_with_its_row(tmp_path):
 def test_an_unusable_option_is_refused(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         read(write(ROWS, tmp_path / "labels.csv"), **options)
+
+
+def test_a_text_that_the_format_reads_as_something_else_is_named_by_its_row(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"text": "2024-01-01", "pair": "lamp", "answer": "exact"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"row 1: column 'text' holds a datetime, not text"):
+        read(path, columns={"label": "answer"})
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -43,9 +43,21 @@ def test_labels_may_be_spelled_loosely(value: object, index: int) -> None:
     assert label_reader(RECOMMEND)(value) == index
 
 
-def test_a_class_that_is_called_like_an_index_wins_over_the_index() -> None:
+def test_classes_that_are_called_by_numbers_have_no_index() -> None:
+    """An id that no class has is an error, not the class at that place."""
     task = category_task(["5", "1", "5"])
-    assert [label_reader(task)(value) for value in ("1", 5, "0")] == [0, 1, 0]
+    assert [label_reader(task)(value) for value in ("1", 5, "0")] == [0, 1, UNLABELED]
+
+
+def test_a_loose_spelling_of_two_classes_is_neither() -> None:
+    task = category_task(["Tea Maker", "tea-maker", "Kettle"])
+    read = label_reader(task)
+    assert [task.classes[read(name)] for name in ("Tea Maker", "tea-maker", "KETTLE")] == [
+        "Tea Maker",
+        "tea-maker",
+        "Kettle",
+    ]
+    assert read("TEA MAKER") == UNLABELED
 
 
 def test_an_unknown_task_names_those_there_are() -> None:

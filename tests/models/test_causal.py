@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from fed_distill import seeds
@@ -205,14 +206,40 @@ def test_a_training_step_makes_the_label_more_probable(gpt2):
         ({"prompt": "{text} {pair} ", "label_words": {"exact": ""}}, "'' has no tokens of its own"),
         ({"label_words": {"exact": " no", "irrelevant": " no"}}, "' no' begin with those of ' no'"),
         ({"label_words": {"exact": " no", "irrelevant": " no match"}}, "' no match' begin with those of ' no'"),
-        ({"max_length": 10}, "tokens without its texts, and teacher.max_length is 10: raise teacher.max_length"),
-        ({"prompt": "{text}{pair}"}, "has 0 tokens without its texts, .*: add words to the prompt"),
+        (
+            {"max_length": 10},
+            "tokens without its texts, which leaves 0 of 10 for them: shorten the prompt or the label words",
+        ),
+        ({"prompt": "{text}{pair}"}, "has no tokens without its texts: add words to the prompt"),
         ({"words": {}}, "has no option 'words'; it has: calibrate, download, label_words, length_normalized, prompt"),
     ],
 )
 def test_an_unusable_option_is_refused(gpt2, changes, message):
     with pytest.raises(ConfigError, match=message):
         teacher(gpt2, **changes)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_folder_that_lacks_a_weight_is_refused_rather_than_filled_with_random_ones(tmp_path, architecture):
+    folder = save_causal(tmp_path / "model", architecture)
+    weights = load_file(f"{folder}/model.safetensors")
+    lost = min(name for name in weights if "mlp" in name)
+    save_file(
+        {name: one for name, one in weights.items() if name != lost}, f"{folder}/model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match=rf"incomplete: {lost} is missing, or of another shape: get the files again"):
+        teacher(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_where_one_is_used(tmp_path):
+    folder = save_causal(tmp_path / "model", "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["kettle"])
+    tokenizer.save_pretrained(folder)
+    model = teacher(folder)
+    assert model.encode(["red shoe"], ["running shoe"])["input_ids"].shape[0] == 1
+    with pytest.raises(ModelError, match=r"the tokenizer has a token 36\d, and the model embeddings for 36\d tokens"):
+        model.encode(["kettle"], ["tea pot"])
 
 
 def test_another_kind_of_model_or_custom_code_is_refused(tmp_path, gpt2):

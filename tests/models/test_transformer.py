@@ -1,9 +1,11 @@
 """Pretrained classifiers against Hugging Face's own forward pass, and students cut from a teacher."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -166,6 +168,26 @@ def test_teacher_that_is_not_here_is_refused_without_asking_the_network(task, mo
 def test_folder_without_a_model_is_refused(task, tmp_path):
     with pytest.raises(ModelError, match=str(tmp_path)):
         load_teacher(TeacherConfig(model=str(tmp_path)), task)
+
+
+def test_of_a_pretrained_model_the_head_may_be_new_and_no_other_weight(bert_folder, task):
+    """A model that was trained to fill masks has no pooling layer, either."""
+    file = Path(bert_folder) / "model.safetensors"
+    weights = load_file(file)
+
+    def without(part):
+        save_file({name: one for name, one in weights.items() if part not in name}, file, {"format": "pt"})
+        return load_teacher(TeacherConfig(model=bert_folder), task)
+
+    kept = without("classifier").state_dict()
+    assert torch.equal(without("pooler").state_dict()[LAYER], kept[LAYER])
+    with pytest.raises(ModelError, match=r"are incomplete: bert.encoder.layer.1.output.dense.weight is missing"):
+        without(LAYER.removeprefix("network."))
+    with pytest.raises(ModelError, match=r"incomplete: bert.encoder.layer.1.* and 15 more are missing"):
+        without("encoder.layer.1.")
+
+
+LAYER = "network.bert.encoder.layer.1.output.dense.weight"
 
 
 def layer_weights(model, layer):

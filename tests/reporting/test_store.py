@@ -57,6 +57,36 @@ def test_a_folder_with_other_things_in_it_is_not_written_into(folder):
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
+@pytest.fixture
+def of_table(tmp_path):
+    """An experiment on a table, whose file it names, and with a ledger, which a run writes."""
+    for name in ("table.csv", "ledger.sqlite"):
+        (tmp_path / name).write_text("before")
+    return EXPERIMENT.with_changes(
+        {"data.options": {"path": str(tmp_path / "table.csv")}, "privacy.ledger": str(tmp_path / "ledger.sqlite")}
+    )
+
+
+def test_a_run_whose_files_have_changed_is_not_resumed(folder, of_table, tmp_path):
+    RunStore.create(folder, of_table).close()
+    (tmp_path / "ledger.sqlite").write_text("after")
+    RunStore.resume(folder, of_table).close()
+    (tmp_path / "table.csv").write_text("after")
+    with pytest.raises(CheckpointError, match=r"table.csv has changed since the run in .*trial began.*--name"):
+        RunStore.resume(folder, of_table)
+    (tmp_path / "table.csv").write_text("before")
+    RunStore.resume(folder, of_table).close()
+
+
+def test_a_run_whose_files_are_elsewhere_or_that_is_of_an_earlier_release_is_resumed(folder, of_table, tmp_path):
+    RunStore.create(folder, of_table).close()
+    (tmp_path / "table.csv").rename(tmp_path / "moved.csv")
+    RunStore.resume(folder, of_table).close()
+    (folder / "checkpoint" / "files.json").unlink()
+    (tmp_path / "table.csv").write_text("after")
+    RunStore.resume(folder, of_table).close()
+
+
 def test_a_run_that_cannot_be_created_leaves_nothing(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -13,7 +13,9 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError
-from fed_distill.reporting.store import read_summary
+from fed_distill.reporting.store import RunStore, read_summary
+from fed_distill.storage.fingerprint import named_files
+from fed_distill.sweeps import places as places_module
 from fed_distill.sweeps import runner as runner_module
 from fed_distill.sweeps.cells import distinct, expand
 from fed_distill.sweeps.grid import Study
@@ -114,6 +116,28 @@ def test_a_cell_that_was_run_when_a_default_was_another_is_not_taken_for_its_own
         run(small)
     with pytest.raises(CheckpointError, match="batch_size was 99"):
         Places(tmp_path).check(small[0])
+
+
+def test_cells_of_a_table_that_has_changed_are_not_taken_for_those_of_now(tables, tmp_path, monkeypatch):
+    """Or one table would have scores on different labels."""
+    file, read = tmp_path / "table.csv", []
+    file.write_text("query,title,label")
+    tables |= {
+        "seeds": 1,
+        "base": {"controls": [], "data": {"options": {"path": str(file)}}},
+        "axis": tables["axis"][:1],
+    }
+    cells = expand(Study.parse(tables | {"exclude": []}))
+    for cell in cells:
+        RunStore.create(Places(tmp_path).run(cell.fingerprint), placed(cell, Places(tmp_path), 1, again=False)).close()
+    monkeypatch.setattr(places_module, "named_files", lambda name: read.append(name) or named_files(name))
+    places = Places(tmp_path)
+    for cell in cells:
+        places.check(cell)
+    assert len(cells) == 2 and read == [str(file)], "each file is read once"
+    file.write_text("another,title,label")
+    with pytest.raises(CheckpointError, match=r"table.csv has changed since the run in .* began"):
+        Places(tmp_path).check(cells[0])
 
 
 def test_a_cell_that_fails_is_noted_with_its_reason_and_tried_again_next_time(run, small, tmp_path):
