@@ -53,7 +53,7 @@ def keys(
             "NAME` and `fed-distill data list NAME` describe them"
         )
     if not inside:
-        raise ConfigError(f"there is no key {key}{_meant(str(key), known)}. `fed-distill keys` lists all")
+        raise ConfigError(f"there is no key {key}{_meant(str(key), known) or '.'} `fed-distill keys` lists all")
     _print_table(inside)
 
 
@@ -61,7 +61,7 @@ def _meant(key: str, known: "Sequence[KeyDescription]") -> str:
     names = list(dict.fromkeys(one.name for one in known))
     last = difflib.get_close_matches(key.rpartition(".")[2], {name.rpartition(".")[2] for name in names}, n=1)
     near = difflib.get_close_matches(key, names, n=3) or [name for name in names if name.rpartition(".")[2] in last][:3]
-    return f", did you mean {', '.join(near)}" if near else ""
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def _print_one(found: "Sequence[KeyDescription]") -> None:

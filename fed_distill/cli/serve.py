@@ -32,7 +32,7 @@ def serve(
         str | None, typer.Option("--add-key", metavar="NAME", help="add a key to DIR/serve.toml and print it")
     ] = None,
     scopes: Annotated[
-        str, typer.Option(help="with --add-key: what the key is for, separated by commas; also metrics, admin")
+        str, typer.Option(help="with --add-key: what the key is for, separated by commas; also index, metrics, admin")
     ] = "score,rank,recommend,search,explain",
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="with --add-key: when it ends, for example 2027-01-31T00:00Z")

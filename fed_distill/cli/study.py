@@ -70,6 +70,7 @@ def study(
     """
     from fed_distill.config import parse_setting
     from fed_distill.config.keys import leaf_keys
+    from fed_distill.reporting.terminal import TINY_RESULTS
     from fed_distill.sweeps.cells import expand
     from fed_distill.sweeps.cells import only as chosen
     from fed_distill.sweeps.grid import Study
@@ -106,6 +107,8 @@ def study(
         part = " --tiny" + "".join(f" --set {shlex.quote(text)}" for text in settings or ()) + part
     again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{part}"
     found = write_findings(given, cells, places, again, plan)
+    if tiny:
+        Console(stderr=markdown).print(TINY_RESULTS)
     if markdown:
         sys.stdout.write("\n".join(as_markdown(table, names) for table, names in found.tables(len(given.axes))))
     else:

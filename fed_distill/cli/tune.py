@@ -46,8 +46,6 @@ def tune(
 
     The same command continues a stopped tuning; --set trials=N adds trials. Exit code 1: no trial is complete.
     """
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("tuning requires the package optuna: pip install 'fed-distill[tune]'")
     from fed_distill.config import parse_setting
     from fed_distill.config.keys import leaf_keys
     from fed_distill.sweeps.places import Places
@@ -56,6 +54,8 @@ def tune(
 
     changes = dict(parse_setting(text) for text in settings or ())
     given = Tuning.read(file, changes)
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("tuning requires the package optuna: pip install 'fed-distill[tune]'")
     _check_names(given, file)
     given = given.tiny(leaf_keys(changes)) if tiny else given
     _check(given, file)

@@ -32,7 +32,7 @@ def read_toml(path: Path | str, what: str) -> dict[str, Any]:
     except IsADirectoryError as error:
         raise ConfigError(f"cannot read {what} {path}: {_of_folder(Path(path)) or error.strerror}") from error
     except OSError as error:
-        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}{_meant(Path(path))}") from error
     try:
         return tomllib.loads(content.decode("utf-8-sig"))  # some editors write a byte order mark
     except UnicodeDecodeError as error:
@@ -49,6 +49,13 @@ def _of_folder(folder: Path) -> str:
             kind = "a study" if command == "study" else "a run"
             return f"it is the folder of {kind}: use its file, `fed-distill {command} {folder / name}`"
     return ""
+
+
+def _meant(path: Path) -> str:
+    """Return a question for the file of a similar name in the same folder; empty without one."""
+    beside = [one.name for one in path.parent.glob("*.toml")] if path.parent.is_dir() and not path.exists() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def check_kind(tables: Mapping[str, Any], path: Path | str, kind: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fed_distill.data.column_words import parts_of
-from fed_distill.data.tasks import MATCHING, RECOMMEND, RELEVANCE, SENTIMENT
+from fed_distill.data.examples import UNLABELED
+from fed_distill.data.tasks import FIXED, RELEVANCE, SENTIMENT, label_reader
 from fed_distill.errors import ConfigError
 
 _GRADES = {
@@ -88,12 +89,20 @@ def named_meanings(meanings: Sequence[str], counts: Mapping[str, int]) -> dict[s
 
 def check_classes(named: Mapping[str, str], task: str) -> None:
     """Raise ConfigError if a user has ``named`` a class that ``task`` does not have; category and faq have any."""
-    classes = {one.name: one.classes for one in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}.get(task)
-    if classes is None:
-        return
+    classes = FIXED[task].classes if task in FIXED else None
     for label, name in named.items():
-        if name not in classes:
+        if classes is not None and name not in classes:
             raise ConfigError(f"--meaning {label}={name}: {task} has no class {name!r}; it has: {', '.join(classes)}")
+
+
+def without_class(found: Mapping[str, int], labels: Mapping[str, str], task: str) -> dict[str, int]:
+    """Return the number of rows by label that has no class, neither in ``labels`` nor by its own name.
+
+    :param found: number of rows by label
+    """
+    read = label_reader(FIXED[task]) if task in FIXED else None
+    kept = {label for label in found if label and (label in labels or read is None or read(label) != UNLABELED)}
+    return {label: count for label, count in found.items() if label not in kept}
 
 
 def scale_of(labels: Mapping[str, int]) -> dict[str, float] | None:

@@ -170,7 +170,7 @@ def _indexed(
 ) -> LabelTable:
     """Return the table without duplicates, which must agree."""
     rows: dict[tuple[str, str], int] = {}
-    texts = [texts_of(path, dict(zip(names, columns, strict=True)), name) for name in names]
+    texts = [texts_of(path, {name: list(column)}, name) for name, column in zip(names, columns, strict=True)]
     for row in range(len(probabilities)):
         parts = [column[row] or "" for column in texts]
         if not all(parts):

@@ -20,6 +20,7 @@ from fed_distill.data.label_meaning import (
     scale_of,
     sentiments,
     sides,
+    without_class,
 )
 from fed_distill.data.language import ascii_share, surely_english
 from fed_distill.data.table_file import column_names, read_columns
@@ -103,8 +104,7 @@ class Recognized:
     @property
     def dropped(self) -> dict[str, int]:
         """Rows by label that has no class."""
-        known = self.labels if self.labels else self.found
-        return {label: count for label, count in self.found.items() if not label or label not in known}
+        return without_class(self.found, self.labels, self.task)
 
 
 def recognize(

@@ -17,10 +17,8 @@ from fed_distill.data.hub_file import HubFile, local_file
 from fed_distill.data.labeled import CatalogueFile, LabeledRows
 from fed_distill.data.table_file import read_columns, texts_of
 from fed_distill.data.tasks import (
-    MATCHING,
+    FIXED,
     RECOMMEND,
-    RELEVANCE,
-    SENTIMENT,
     category_task,
     choose_task,
     label_reader,
@@ -31,7 +29,6 @@ from fed_distill.errors import ConfigError, DataError
 
 LOG = logging.getLogger("fed_distill.data")
 
-_FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
 _OF_LABELS = ("category", "faq")
 """Tasks with one text whose classes are the labels in the file."""
 _TEXT_ROLES = ["text", "pair"]
@@ -105,8 +102,8 @@ class Table:
 
     def read(self, config: DataConfig) -> Source:
         """Read and clean the rows; raise DataError, naming the file and the problem."""
-        choose_task(config.task, "table", (*_FIXED, *_OF_LABELS))
-        paired = config.task in _FIXED and _FIXED[config.task].pair
+        choose_task(config.task, "table", (*FIXED, *_OF_LABELS))
+        paired = config.task in FIXED and FIXED[config.task].pair
         if paired and not self.named.pair:
             raise DataError(
                 f"task {config.task} requires two texts: set data.options.columns.pair to the column of the second"
@@ -222,8 +219,8 @@ class Table:
 
 
 def _task(name: str, labels: list[Any], path: Path | str) -> Task:
-    if name in _FIXED:
-        return _FIXED[name]
+    if name in FIXED:
+        return FIXED[name]
     try:
         return category_task(labels, name)
     except DataError as error:

@@ -34,6 +34,8 @@ customer bought before."""
 SENTIMENT = Task(name="sentiment", classes=("negative", "positive"), pair=False, positive="positive")
 """Whether a review is positive."""
 
+FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
+"""Tasks of tables whose classes do not depend on the data."""
 HISTORY_SEPARATOR = " ; "
 """Separator of the titles in a history, oldest first."""
 _ALONE = re.compile(r"(?<!\S);(?!\S)")

@@ -78,8 +78,8 @@ def adapt(
         if not rise > 0.0:
             notes.append(f"{change}, undone (no improvement)")
         elif rise > (error := UPPER * reached.standard_error(score)):
-            notes.append(f"{change}, kept (+{rise:.2g}, above the standard error, {error:.2g})")
+            notes.append(f"{change}, kept (+{rise:.2g}, above {UPPER:.1f} standard errors, {error:.2g})")
             weights, score = candidate, reached
         else:
-            notes.append(f"{change}, undone (+{rise:.2g}, within the standard error, {error:.2g})")
+            notes.append(f"{change}, undone (+{rise:.2g}, within {UPPER:.1f} standard errors, {error:.2g})")
     return Adapted(weights, tuple(notes))

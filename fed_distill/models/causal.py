@@ -177,7 +177,8 @@ class CausalLM(TextModel):
         return [*self._start, *self._tokenizer.encode(filled, add_special_tokens=False).ids]
 
     def _check_known(self, ids: Iterable[int]) -> None:
-        rows, largest = self.network.get_input_embeddings().weight.shape[0], max(ids, default=0)
+        table: Any = self.network.get_input_embeddings().weight
+        rows, largest = len(table), max(ids, default=0)
         if largest >= rows:
             raise ModelError(
                 f"the tokenizer has a token {largest:,}, and the model embeddings for {rows:,} tokens: use the "

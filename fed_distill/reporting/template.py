@@ -225,7 +225,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if summary.federations.values() | selectattr("adaptation") | list %}
 <section id="adaptation">
   <h2>Domain adaptation after the last round</h2>
-  <p>The aggregated student is fine-tuned on the server's own examples, distilled from the teacher and fine-tuned again. A stage that did not improve the validation score by more than its standard error was undone, as listed below.</p>
+  <p>The aggregated student is fine-tuned on the server's own examples, distilled from the teacher and fine-tuned again. A stage that did not improve the validation score by more than 1.1 times its standard error was undone, as listed below.</p>
   {% call table("Before and after adaptation") %}
     <thead><tr><th scope="col">Federation</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}<br>before → after</th>{% endfor %}<th scope="col">At each merchant{{ " *" if unprotected }}: mean, worst<br>before → after</th></tr></thead>
     <tbody>

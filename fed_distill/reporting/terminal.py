@@ -19,6 +19,7 @@ _DISPENSABLE = (
     "time", "cold start", "gap closed", "retention", "up / down a round", "above server",
 )  # fmt: skip
 """Columns that a narrow terminal omits, in this order; the headline metric is never omitted."""
+TINY_RESULTS = "a tiny version for testing the file: its results are meaningless"
 
 
 def show(folder: Path, console: Console | None = None) -> None:
@@ -28,7 +29,7 @@ def show(folder: Path, console: Console | None = None) -> None:
     summary = read_summary(folder)
     tiny = is_tiny(summary)
     if tiny:
-        console.print("a tiny version for testing the file: its results are meaningless")
+        console.print(TINY_RESULTS)
     table, left_out = _comparison(summary, console.width)
     console.print(table)
     if left_out:

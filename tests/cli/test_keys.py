@@ -38,7 +38,7 @@ def test_a_table_and_the_whole_list_have_their_keys(entered):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("trainig.server.epochs", "there is no key trainig.server.epochs, did you mean training.server.epochs"),
+        ("trainig.server.epochs", "there is no key trainig.server.epochs; did you mean training.server.epochs"),
         ("ruonds", "did you mean federation.rounds"),
         ("federation.options.proxy_steps", "`fed-distill methods NAME`"),
         ("data.options.rows", "`fed-distill data list NAME` describe them"),

@@ -137,6 +137,13 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "nine.toml").write_text("")
+    (tmp_path / "of-the-sites.toml").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"^cannot read settings .*none\.toml: No such .*; did you mean .*/nine.toml\?$"
+    ):
+        read_toml(tmp_path / "none.toml", "settings")
+    (tmp_path / "nine.toml").unlink()
     with pytest.raises(ConfigError, match=r"^cannot read settings .*none\.toml: No such file or directory$"):
         read_toml(tmp_path / "none.toml", "settings")
     for content in (b"name = ", b"name = '\xff'"):

@@ -270,6 +270,15 @@ def test_a_class_that_is_named_leaves_the_others_as_they_were_recognized(tmp_pat
     assert named == {**guessed, "l2": "exact"} and len(named) == 4
 
 
+def test_a_label_that_is_called_as_a_class_is_kept_beside_those_that_are_named(tmp_path: Path) -> None:
+    """As the dataset reads it: only labels of no class are dropped."""
+    labels = ("Top", "Substitute", "irrelevant", "n/a", "???", "-")
+    rows = [(f"q {one}", f"title {one} {two}", label) for one in range(30) for two, label in enumerate(labels)]
+    path = write(tmp_path / "pairs.csv", ["query", "title", "grade"], rows)
+    found = recognize(path, {}, "relevance", meanings=["Top=exact"])
+    assert found.dropped == {"n/a": 30, "???": 30, "-": 30}
+
+
 def test_one_to_five_are_stars_whatever_the_column_is_called(tmp_path: Path) -> None:
     rows = [(f"tekst {one} over een ding", str(one % 5 + 1), f"winkel {one % 6}") for one in range(200)]
     found = recognize(write(tmp_path / "sterren.csv", ["tekst", "sterretjes", "winkel"], rows), {})

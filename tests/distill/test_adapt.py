@@ -58,7 +58,7 @@ def run(scores):
 def test_stages_that_help_are_kept():
     result, trained = run([0.5, 0.6, 0.7])
     assert list(result.weights) == ["stage 1", "stage 2"]
-    kept = "kept (+0.1, above the standard error, 0)"
+    kept = "kept (+0.1, above 1.1 standard errors, 0)"
     assert result.notes == (
         f"stage 1: validation 0.5000 -> 0.6000, {kept}",
         f"stage 2: validation 0.6000 -> 0.7000, {kept}",
@@ -92,7 +92,7 @@ def test_a_rise_that_queries_do_not_agree_on_is_undone(gains, kept):
     assert second.standard_error(first) == pytest.approx(error, abs=0.02)
     if not kept:
         assert result.notes[0].startswith(
-            "stage 1: validation 0.4000 -> 0.5000, undone (+0.1, within the standard error, 0.1"
+            "stage 1: validation 0.4000 -> 0.5000, undone (+0.1, within 1.1 standard errors, 0.1"
         )
 
 
