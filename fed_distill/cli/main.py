@@ -43,6 +43,7 @@ STOPPED = 130
 app = typer.Typer(
     name="fed-distill",
     no_args_is_help=True,
+    suggest_commands=False,  # click does
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Start with: fed-distill init TABLE, then data describe, run --tiny, run.",

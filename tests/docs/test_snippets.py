@@ -82,6 +82,8 @@ def problem(text):
     try:
         if tables.keys() <= Experiment.model_fields.keys():
             Experiment.parse(tables)
+        elif "axis" in tables:
+            Study.parse({**tables, "base": tomllib.loads((ROOT / "experiments" / tables["base"]["file"]).read_text())})
         elif "service" in tables:
             ServeConfig.model_validate(tomllib.loads(text.replace('"..."', f'"{0:064x}"')))
         else:
