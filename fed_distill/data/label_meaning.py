@@ -147,6 +147,11 @@ def grades(labels: Mapping[str, int], overlap: Mapping[str, float]) -> Meaning |
     return None
 
 
+def unclear(labels: Mapping[str, int]) -> list[str]:
+    """Return the labels that are no known words for grades of relevance."""
+    return [label for label in labels if label and not _grade(label)]
+
+
 def sides(labels: Mapping[str, int], no: str, yes: str) -> Meaning | None:
     """Return which of two classes each label of a decision about a pair means; None if nothing tells it."""
     two = two_sides(labels, _YES, _NO)

@@ -20,6 +20,7 @@ from fed_distill.data.label_meaning import (
     scale_of,
     sentiments,
     sides,
+    unclear,
     without_class,
 )
 from fed_distill.data.language import ascii_share, surely_english
@@ -337,10 +338,12 @@ def _task(
     if meaning is None and named:
         return None, task
     if meaning is None:
-        shown = ", ".join(repr(label) for label in list(counts)[:8])
+        odd = unclear(counts) if task == "relevance" else [label for label in counts if label]
+        shown = ", ".join(map(repr, odd[:8])) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
         raise DataError(
-            f"the labels of column {chosen['label']!r} ({shown}) do not say what they mean for {task}: name a class "
-            "for each with --meaning LABEL=CLASS, or another column with --label NAME"
+            f"labels of column {chosen['label']!r} ({shown}) do not say what they mean for {task}: name their classes "
+            "with --meaning LABEL=CLASS (once one label is named, rows without a class are dropped), or another column "
+            "with --label NAME"
         )
     _doubt_meaning(meaning, doubts)
     return meaning, task

@@ -270,6 +270,18 @@ def test_a_class_that_is_named_leaves_the_others_as_they_were_recognized(tmp_pat
     assert named == {**guessed, "l2": "exact"} and len(named) == 4
 
 
+def test_of_many_labels_those_are_named_that_are_no_words_for_grades(tmp_path: Path) -> None:
+    labels = ("Exact", "Substitute", "complement", "irrelevant", "n/a", "???")
+    rows = [(f"q {one}", f"title {one} {two}", label) for one in range(30) for two, label in enumerate(labels)]
+    path = write(tmp_path / "pairs.csv", ["query", "title", "grade"], rows)
+    with pytest.raises(
+        DataError, match=r"labels of column 'grade' \('n/a', '\?\?\?'\) do not say .* without a class are dropped"
+    ):
+        recognize(path, {})
+    found = recognize(path, {}, meanings=["Exact=exact"])
+    assert found.dropped == {"n/a": 30, "???": 30}
+
+
 def test_a_label_that_is_called_as_a_class_is_kept_beside_those_that_are_named(tmp_path: Path) -> None:
     """As the dataset reads it: only labels of no class are dropped."""
     labels = ("Top", "Substitute", "irrelevant", "n/a", "???", "-")
