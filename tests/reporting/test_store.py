@@ -81,10 +81,12 @@ def test_a_run_whose_files_have_changed_is_not_resumed(folder, of_table, tmp_pat
 def test_a_run_whose_files_are_elsewhere_or_that_is_of_an_earlier_release_is_resumed(folder, of_table, tmp_path):
     RunStore.create(folder, of_table).close()
     (tmp_path / "table.csv").rename(tmp_path / "moved.csv")
-    RunStore.resume(folder, of_table).close()
+    with RunStore.resume(folder, of_table) as store:
+        assert store.folder == folder
     (folder / "checkpoint" / "files.json").unlink()
     (tmp_path / "table.csv").write_text("after")
-    RunStore.resume(folder, of_table).close()
+    with RunStore.resume(folder, of_table) as store:
+        assert store.records() == []
 
 
 def test_a_run_that_cannot_be_created_leaves_nothing(folder, monkeypatch):
