@@ -15,6 +15,7 @@ from experiments.benchmarks.rankers import Model, as_probabilities
 from experiments.benchmarks.ranking_encoders import LEARNING_RATES, export_encoder, fine_tune_encoder, graded_pairs
 from experiments.benchmarks.ranking_static import distil_model2vec, relevant_pairs, train_model2vec, with_head
 from fed_distill.config import Experiment
+from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Ranking
@@ -226,7 +227,7 @@ def _trained_with_head(setting: Setting, start: Path) -> TextModel:
     experiment, data = setting.experiment, setting.data
     student = with_head(StaticModel.from_pretrained(start, force_download=False), data.task)
     server = ServerTraining(data, experiment.training, experiment.runtime)
-    factory = StudentFactory(experiment, experiment.seed, setting.teaching, server, Callback())
+    factory = StudentFactory(experiment, experiment.seed, setting.teaching, server, Callback(), Evaluator(data))
     epochs = experiment.training.server.epochs
     student.load_state_dict(dict(factory.distilled(student, factory.target, epochs, None, "server", "model2vec")))
     return student
