@@ -18,7 +18,6 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.supernode.cli import flwr_clientapp
 
-from fed_distill.deploy.executor import TOKEN
 from fed_distill.errors import ConfigError, NotAllowed
 from fed_distill.logs import escape_logs
 from fed_distill.merchant.limits import Rules
@@ -97,8 +96,19 @@ def _or_end(pull: Callable[..., Any]) -> Callable[..., Any]:
     return pulled
 
 
+def _token() -> str:
+    """Return the latest token from the standard input and close it, so that nobody sends another.
+
+    It is read when everything is imported: on a slow machine, earlier ones have expired by then.
+    """
+    received = sys.stdin.fileno()
+    *_, latest = os.read(received, 2**16).decode().split()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), received)
+    return latest
+
+
 def main() -> None:
-    """Answer the message of the task with the token in the environment."""
+    """Answer the message of the task whose token is in the standard input."""
     site, *options = sys.argv[1:]
     try:
         rules = Service.read(Path(site)).limits.rules
@@ -110,7 +120,7 @@ def main() -> None:
     task.install_from_fab = lambda *_, **__: None
     task.get_load_client_app_fn = lambda **_: lambda *_: Limited(_installed_app(), rules.max_seconds)
     task.pull_task_input = _or_end(task.pull_task_input)
-    sys.argv = ["flwr-clientapp", "--token", os.environ.pop(TOKEN), *options]
+    sys.argv = ["flwr-clientapp", "--token", _token(), *options]
     flwr_clientapp()
 
 

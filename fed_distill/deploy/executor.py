@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,32 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
 from fed_distill.merchant.service import Service
 
-TOKEN = "FED_DISTILL_TASK_TOKEN"
-"""Environment variable with the token of a task; a command line would be readable by all users of the machine."""
 GRACE = 60.0
 """Seconds beyond ``max_seconds`` after which a process is killed."""
 
 _log = logging.getLogger("flwr")
+
+
+@dataclass
+class _Answering:
+    """A process that answers the message of ``task``; ``began``: when it received its latest token."""
+
+    task: int
+    process: subprocess.Popen[bytes]
+    began: float = field(default_factory=time.monotonic)
+
+    def receive(self, token: str) -> bool:
+        """Hand over a token, and return whether the process had yet to read one.
+
+        It goes through the process's input: a command line would be readable by all users of the machine.
+        """
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{token}\n".encode())
+        except BrokenPipeError:
+            return False
+        self.began = time.monotonic()
+        return True
 
 
 class SiteExecutor:
@@ -33,7 +54,7 @@ class SiteExecutor:
     def __init__(self, site: Path) -> None:
         self._site = site
         self._longest = Service.read(site).limits.rules.max_seconds
-        self._running: list[tuple[float, subprocess.Popen[bytes]]] = []
+        self._running: list[_Answering] = []
 
     def get_eligible_capacity(self, supported_task_types: set[TaskType], **_: Any) -> tuple[set[TaskType], set[str]]:
         """Return ClientApps as the only supported task type."""
@@ -43,28 +64,36 @@ class SiteExecutor:
         """Return at once: a SuperNode processes one message at a time."""
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
-        """Start a process that answers one message."""
+        """Start a process that answers one message, unless one for this message is still starting.
+
+        Flower's tokens expire after half a minute. On a machine on which a process takes longer to start, each new token
+        goes to the process that is starting, so that it answers after all and no others pile up.
+        """
         if spec.task_type != TaskType.CLIENT_APP:
             return LaunchResult.failed(f"a site runs ClientApps, not {spec.task_type}")
+        for earlier in self._running:
+            if earlier.task == spec.task_id and earlier.process.poll() is None and earlier.receive(spec.token):
+                _log.warning("The process that answers a message takes long to start: is this machine overloaded?")
+                return LaunchResult.accepted()
         command = [sys.executable, "-P", "-m", "fed_distill.deploy.answering", str(self._site)]
         command += ["--runtime-api-address", spec.runtime_api_address, "--insecure", "--parent-pid", str(os.getpid())]
-        environment = {**os.environ, TOKEN: spec.token}
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-        self._running.append((time.monotonic(), process))
+        answering = _Answering(spec.task_id, subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0))
+        answering.receive(spec.token)
+        self._running.append(answering)
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
         """Kill processes that exceed the site's time limit, since their own alarm may be blocked."""
-        self._running = [(began, process) for began, process in self._running if process.poll() is None]
-        for began, process in self._running:
-            if self._longest is not None and time.monotonic() - began > self._longest + GRACE:
+        self._running = [answering for answering in self._running if answering.process.poll() is None]
+        for answering in self._running:
+            if self._longest is not None and time.monotonic() - answering.began > self._longest + GRACE:
                 _log.error("rule max_seconds: %g; the answering process is killed", self._longest)
-                process.kill()
+                answering.process.kill()
 
     def close(self) -> None:
         """Kill the running processes."""
-        for _, process in self._running:
-            process.terminate()
+        for answering in self._running:
+            answering.process.terminate()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The process that answers runs what is installed, within the time and memory of its site's rules."""
 
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -100,8 +101,8 @@ def site(tmp_path):
     return path
 
 
-def spec(kind):
-    return ExecutionSpec(kind, "127.0.0.1:1", "token", True, None, False, None, False, 1)
+def spec(kind, token="token", task=1):
+    return ExecutionSpec(kind, "127.0.0.1:1", token, True, None, False, None, False, task)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TaskType if kind != TaskType.CLIENT_APP])
@@ -114,8 +115,8 @@ def test_a_site_starts_no_other_kind_of_task(monkeypatch, site, kind):
 class Process:
     """As of ``subprocess``, which does not end by itself."""
 
-    def __init__(self, command, env, stdin):
-        self.command, self.env, self.killed = command, env, False
+    def __init__(self, command, stdin, bufsize):
+        self.command, self.stdin, self.killed = command, io.BytesIO(), False
 
     def poll(self):
         return None
@@ -130,12 +131,56 @@ def test_a_process_that_is_deaf_to_its_alarm_is_killed(monkeypatch, site):
     monkeypatch.setattr(executor.subprocess, "Popen", Process)
     starting = SiteExecutor(site)
     starting.launch(spec(TaskType.CLIENT_APP))
-    ((_, process),) = starting._running
+    process = starting._running[0].process
     assert process.command[:4] == [sys.executable, "-P", "-m", "fed_distill.deploy.answering"]
-    assert process.env[executor.TOKEN] == "token" and "token" not in process.command
+    assert process.stdin.getvalue() == b"token\n" and "token" not in process.command
     for now[0], killed in ((5.0 + GRACE, False), (5.1 + GRACE, True)):
         starting.reconcile()
         assert process.killed is killed
+
+
+SLOW = f"""#!{sys.executable}
+import os, time
+from fed_distill.deploy.answering import _token
+while not os.path.exists("imported"):
+    time.sleep(0.05)
+token = _token()
+with open(token, "x"):
+    pass
+while not os.path.exists("answered"):
+    time.sleep(0.05)
+"""
+
+
+def test_a_process_that_starts_slowly_receives_later_tokens(monkeypatch, tmp_path, site, caplog):
+    """The SuperNode asks for another process once the token has expired; on a slow machine they would pile up."""
+    program = tmp_path / "slow"
+    program.write_text(SLOW)
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(executor.sys, "executable", str(program))
+    starting = SiteExecutor(site)
+    for token, task in (("first", 1), ("second", 1), ("other", 2)):
+        assert starting.launch(spec(TaskType.CLIENT_APP, token, task)).status == LaunchResultStatus.ACCEPTED
+    assert [answering.task for answering in starting._running] == [1, 2]
+    assert len(caplog.records) == 1 and "overloaded" in caplog.text
+
+    (tmp_path / "imported").touch()
+    until(lambda: {"second", "other"} <= {path.name for path in tmp_path.iterdir()})
+    assert not (tmp_path / "first").exists()
+
+    assert starting.launch(spec(TaskType.CLIENT_APP, "third", 1)).status == LaunchResultStatus.ACCEPTED
+    assert [answering.task for answering in starting._running] == [1, 2, 1]
+    until((tmp_path / "third").exists)
+    (tmp_path / "answered").touch()
+    until(lambda: not starting.reconcile() and not starting._running)
+
+
+def until(happened):
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_app_that_answers_is_the_installed_one_whatever_was_sent(monkeypatch, site):
@@ -147,7 +192,7 @@ def test_the_app_that_answers_is_the_installed_one_whatever_was_sent(monkeypatch
         monkeypatch.setattr(task, name, getattr(task, name))
     for name in ("escape_logs", "restrict"):  # which last as long as the process
         monkeypatch.setattr(answering, name, lambda *_: None)
-    monkeypatch.setenv(executor.TOKEN, "token")
+    monkeypatch.setattr(answering, "_token", lambda: "token")
     monkeypatch.setattr(sys, "argv", ["answering", str(site), "--insecure"])
     given = []
     monkeypatch.setattr(answering, "flwr_clientapp", lambda: given.extend(sys.argv))
