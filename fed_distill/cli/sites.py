@@ -69,7 +69,6 @@ def init(
         deployment.allowed = allowance(planned, len(data.merchants), len(data.proxy))
         methods = [federation.method for federation in planned.federations() if ":" in federation.method]
         models = [model for model in planned.student.models() if ":" in model]
-        deployment.methods = (*deployment.methods, *dict.fromkeys(methods))
         deployment.imports = tuple(dict.fromkeys([*methods, *models]))
     deployment.write(names, renew)
     if data is not None:
@@ -257,15 +256,12 @@ def _deployment(
 ) -> "Deployment":
     """Return the deployment in ``folder``, or a new one; raise ConfigError if its address differs."""
     from fed_distill.deploy.folders import ADDRESS, Deployment
-    from fed_distill.methods import METHODS
 
     path = folder / ADDRESS
     known = path.read_text(encoding="utf-8").strip() if path.exists() else None
     known_host, _, known_port = (known or "localhost:8000").rpartition(":")
     task = None if assigned is None else assigned.task
-    made = Deployment(
-        folder, host or known_host.strip("[]"), port or int(known_port), tuple(METHODS), task, overwrite=overwrite
-    )
+    made = Deployment(folder, host or known_host.strip("[]"), port or int(known_port), task, overwrite=overwrite)
     if known is not None and not overwrite and known != made.address:
         raise ConfigError(f"{folder} is of a server at {known}: use another folder, or --overwrite and --renew")
     return made

@@ -66,8 +66,8 @@ class SiteExecutor:
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Start a process that answers one message, unless one for this message is still starting.
 
-        Flower's tokens expire after half a minute. On a machine on which a process takes longer to start, each new token
-        goes to the process that is starting, so that it answers after all and no others pile up.
+        Flower's tokens expire after half a minute. On a machine on which a process takes longer to start, each new
+        token goes to the process that is starting, so that it answers after all and no others pile up.
         """
         if spec.task_type != TaskType.CLIENT_APP:
             return LaunchResult.failed(f"a site runs ClientApps, not {spec.task_type}")

@@ -44,16 +44,15 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 class Deployment:
     """The operator's folder.
 
-    methods: methods in the sites' default policy. assigned: task of the tables that ``deal`` writes for the sites; None
-    if they have their own data. allowed: default limits of a merchant. imports: import paths that sites allow by
-    default. overwrite: overwrite existing files, except keys and certificates. written, kept: files written and kept so
-    far. aside: backups of user-edited files that were overwritten.
+    assigned: task of the tables that ``deal`` writes for the sites; None if they have their own data. allowed:
+    default limits of sites and merchants. imports: import paths that sites allow by default. overwrite: overwrite
+    existing files, except keys and certificates. written, kept: files written and kept so far. aside: backups of
+    user-edited files that were overwritten.
     """
 
     folder: Path
     host: str
     port: int
-    methods: Sequence[str]
     assigned: Task | None = None
     allowed: Allowance = field(default_factory=lambda: allowance(None))
     imports: Sequence[str] = ()
@@ -187,7 +186,7 @@ class Deployment:
             "app": bundle_hash(),
             "authority": certificate_fingerprint(self.folder / "ca" / "ca.crt"),
             "versions": "\n".join(f'{package} = "{number}"' for package, number in versions().items()),
-            "methods": ", ".join(json.dumps(method) for method in self.methods),
+            "methods": ", ".join(json.dumps(method) for method in self.allowed.methods),
             "experiment": self.allowed.what,
             "allowed": self.allowed.in_words,
             "texts": f"{f'texts = {json.dumps(self.allowed.texts and self.assigned is not None)}':<22}",

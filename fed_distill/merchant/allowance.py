@@ -29,11 +29,12 @@ _MARGIN = 1.02  # for merchants whose size lies between these
 class Allowance:
     """Limits of each merchant, with explanations.
 
-    units, max_epsilon: as in a site's ``[limits.default]``, each with a note. what: the experiment that they are for.
-    in_words: description of the limits, as the object of "it allows". texts: whether the experiment needs the site's
-    rule of this name, which only its staff sets.
+    methods: as in a site's ``[limits.rules]``. units, max_epsilon: as in its ``[limits.default]``, each with a note.
+    what: the experiment that they are for. in_words: description of the limits, as the object of "it allows". texts:
+    whether the experiment needs the site's rule of this name, which only its staff sets.
     """
 
+    methods: tuple[str, ...]
     units: tuple[str, ...]
     units_note: str
     max_epsilon: float
@@ -54,6 +55,7 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
     if experiment is None:
         words = "only releases with noise that the site adds itself"
         return Allowance(
+            tuple(METHODS),
             protected_by_merchants(),
             "training without privacy is not allowed",
             UNLIMITED,
@@ -61,11 +63,13 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
             "choose your own",
             words,
         )
+    methods = tuple(dict.fromkeys(arm.method for arm in experiment.arms().values()))
     unit, what = experiment.privacy.unit, f"as required by the experiment {experiment.name}"
     if not experiment.privacy.protects:
         note = "uplinks are not protected: a trained student can reveal single examples"
         words = f"training without privacy, as in {experiment.name}: uplinks can reveal single examples"
-        return Allowance((unit,), note, UNLIMITED, f"{exposed}; this experiment has no private releases", what, words)
+        epsilon_note = f"{exposed}; this experiment has no private releases"
+        return Allowance(methods, (unit,), note, UNLIMITED, epsilon_note, what, words)
     found = _MARGIN * run_exposure(experiment, merchants, proxy)
     whole = _rounded_up(found) if math.isfinite(found) else UNLIMITED  # releases without a guarantee are refused
     words = f"one run of {experiment.name}, with releases protected by unit {unit}, and no training without privacy"
@@ -74,7 +78,8 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
     if texts:
         words += ". The experiment also needs `texts = true`, to send the texts of labelled training examples"
     epsilon_note = f"{exposed}: one run"
-    return Allowance((unit,), "training without privacy is not allowed", whole, epsilon_note, what, words, texts)
+    note = "training without privacy is not allowed"
+    return Allowance(methods, (unit,), note, whole, epsilon_note, what, words, texts)
 
 
 def run_exposure(experiment: Experiment, merchants: int, proxy: int) -> float:

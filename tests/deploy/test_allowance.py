@@ -28,6 +28,15 @@ def test_one_unit_is_allowed_and_no_other(experiment, unit):
     assert "no training without privacy" in found.in_words
 
 
+def test_the_methods_of_all_arms_are_allowed_and_no_others(experiment):
+    plain = {"federation.method": "fedavg-kd", "federation.options": {}, "controls": ["server"]}
+    assert allowance(experiment.with_changes(plain)).methods == ("fedavg-kd",)
+    more = {"compare": [{"method": "expert-fd"}], "controls": ["local", "fedavg"], "adaptation.personal": True}
+    assert set(allowance(experiment.with_changes({**plain, **more})).methods) == {
+        *("fedavg-kd", "expert-fd", "fedavg", "local", "personal")
+    }
+
+
 def test_a_run_without_privacy_is_named_as_what_it_is(experiment):
     assert allowance(experiment).units == ("none",)
     assert "not protected" in allowance(experiment).units_note

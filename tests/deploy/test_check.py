@@ -459,8 +459,8 @@ def test_another_app_than_the_pinned_one_is_a_problem(checked, deployment):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('"fedavg-kd", ', '"fedavg-dk", ', "unknown method 'fedavg-dk'; did you mean fedavg-kd"),
-        ('"fedavg-kd", ', '"own.methods:Mine", ', "allows method 'own.methods:Mine', which is missing in its imports"),
+        ('"fedavg-kd"', '"fedavg-dk"', "unknown method 'fedavg-dk'; did you mean fedavg-kd"),
+        ('"fedavg-kd"', '"own.methods:Mine"', "allows method 'own.methods:Mine', which is missing in its imports"),
         ("imports = []", 'imports = ["nowhere.methods:Mine"]', "no package 'nowhere' is installed here"),
         ('# [limits.merchants."NAME"]', '[limits.merchants."NAME"]', "[limits.merchants] names 'NAME'"),
     ],

@@ -15,7 +15,6 @@ from fed_distill.deploy.bundle import bundle_hash
 from fed_distill.deploy.identity import is_signed_by, public_half, read_certificate
 from fed_distill.errors import ConfigError
 from fed_distill.merchant.manifest import Manifest
-from fed_distill.methods import METHODS
 
 SECRETS = {"ca/ca.key", "server/server.key"} | {f"sites/{name}/site.key" for name in ("north", "south", "west")}
 
@@ -177,7 +176,7 @@ def test_what_is_written_can_be_read_by_those_it_is_for(deployment, invited):
             assert (folder / (service.get("command") or service["entrypoint"])).is_file()
     for site in deployment.glob("sites/*"):
         manifest = Manifest.read(site / "site.toml")
-        assert (manifest.name, manifest.limits.rules.methods) == (site.name, tuple(METHODS))
+        assert (manifest.name, manifest.limits.rules.methods) == (site.name, ("fedavg-kd",))
         assert manifest.limits.default.max_epsilon == 8.0
 
 
@@ -271,9 +270,11 @@ def test_the_instructions_of_a_rehearsal_begin_with_it(deployment, invited):
 def test_parts_of_ones_own_are_in_the_rules_of_the_sites(command, experiment, tmp_path):
     own = "fed_distill.methods.fedavg:FedAvg"
     file, folder = tmp_path / "own.toml", tmp_path / "made"
-    changed = experiment.with_changes({"federation.method": own, "federation.options": {}})
+    changed = experiment.with_changes(
+        {"federation.method": own, "federation.options": {}, "controls": ["server", "local"]}
+    )
     file.write_text(changed.to_toml(), encoding="utf-8")
     out = command("init", folder, "--sites", "a,b", "--experiment", file, "--rehearse")
     rules = Manifest.read(folder / "sites" / "a" / "site.toml").limits.rules
-    assert set(rules.imports) == {own} <= set(rules.methods)
+    assert (rules.imports, rules.methods) == ((own,), (own, "local"))
     assert f"sites may import {own}: install the package at each site, too" in out.output
