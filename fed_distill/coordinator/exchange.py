@@ -28,6 +28,8 @@ _CAUSES: Mapping[int, Cause] = {
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
 }
 _FIRST_PAUSE = 0.05
+_FIRST_REMINDER = 60.0  # seconds without a reply after which the log says who is waited for
+_NAMED = 5  # sites in a line of the log
 _ODD = re.compile(r"[^\w.-]")
 
 _log = logging.getLogger(__name__)
@@ -96,9 +98,10 @@ class Exchange:
         """Yield the reply to each message of ``sent`` (site by message id), in order of arrival.
 
         It polls at least once, so that replies that arrived in time are found after the deadline. Unexpected and
-        repeated replies are dropped.
+        repeated replies are dropped. The log says which sites are waited for, at intervals that double.
         """
         missing, pause = dict(sent), _FIRST_PAUSE
+        began, reminder = time.monotonic(), _FIRST_REMINDER
         while missing:
             for reply in self._grid.pull_messages(list(missing)):
                 key = reply.metadata.reply_to_message_id
@@ -111,6 +114,12 @@ class Exchange:
             left = deadline.left()
             if missing and not left:
                 break
+            if missing and (waited := time.monotonic() - began) >= reminder:
+                sites = dict.fromkeys(self.title(node) for node in missing.values())
+                _log.info(
+                    "waiting for %d of %d replies since %.0f s: %s", len(missing), len(sent), waited, _some(sites)
+                )
+                reminder *= 2
             if missing:
                 time.sleep(min(pause, self.poll_seconds, left))
                 pause *= 2
@@ -143,6 +152,12 @@ class Exchange:
         cause = _CAUSES.get(error.code, "fault")
         what = {"absent": "is offline", "late": "did not answer in time"}.get(cause, "failed")
         return NoReply(node, readable(f"{self.title(node)} {what}: {error.reason}"), cause)
+
+
+def _some(sites: Collection[str]) -> str:
+    """Return the first titles and the number of others."""
+    first, others = [*sites][:_NAMED], len(sites) - _NAMED
+    return ", ".join(first) + (f" and {others} more" if others > 0 else "")
 
 
 def log_failure(silence: NoReply) -> NoReply:
