@@ -116,9 +116,8 @@ class Exchange:
                 break
             if missing and (waited := time.monotonic() - began) >= reminder:
                 sites = dict.fromkeys(self.title(node) for node in missing.values())
-                _log.info(
-                    "waiting for %d of %d replies since %.0f s: %s", len(missing), len(sent), waited, _some(sites)
-                )
+                what = f"{len(missing)} of {len(sent)} replies are missing after {waited:.0f} s"
+                _log.info("%s: %s", what, _some(sites))
                 reminder *= 2
             if missing:
                 time.sleep(min(pause, self.poll_seconds, left))
