@@ -117,7 +117,7 @@ class Exchange:
             if missing and (waited := time.monotonic() - began) >= reminder:
                 sites = dict.fromkeys(self.title(node) for node in missing.values())
                 what = f"{len(missing)} of {len(sent)} replies are missing after {waited:.0f} s"
-                _log.info("%s: %s", what, _some(sites))
+                _log.warning("%s: %s", what, _some(sites))
                 reminder *= 2
             if missing:
                 time.sleep(min(pause, self.poll_seconds, left))
