@@ -178,8 +178,8 @@ class Experiment(ConfigTable):
     def arms(self) -> dict[str, FederationConfig]:
         """Return all arms that train at merchants, by name: the federations, then controls and personal adaptations.
 
-        A federation titled ``fedavg`` is its own control. The ``personal_arm`` of a federation adapts its global
-        student at each merchant.
+        A federation titled ``fedavg`` is its own control; otherwise the control aggregates as the main federation. The
+        ``personal_arm`` of a federation adapts its global student at each merchant.
         """
         arms = {federation.title: federation for federation in self.federations()}
         intake = {key: getattr(self.federation, key) for key in INTAKE}
@@ -188,7 +188,9 @@ class Experiment(ConfigTable):
         local_epochs = self.federation.options.get("local_epochs")
         plain = {} if local_epochs is None else {"local_epochs": local_epochs}
         if "fedavg" in self.controls:
-            arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, start="labels", **kept))
+            averaging = {key: getattr(self.federation, key) for key in ("aggregator", "aggregator_options")}
+            control = FederationConfig(method="fedavg", options=plain, start="labels", **averaging, **kept)
+            arms.setdefault("fedavg", control)
         alone = {"local_epochs": self.training.local.epochs}
         if "local" in self.controls:
             arms["local"] = FederationConfig(method="local", options=alone, rounds=1, **intake)

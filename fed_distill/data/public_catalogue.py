@@ -139,8 +139,8 @@ def _histories(
         if not missing:
             break
         anchors = _each_in_turn(len(titles), -(-missing // _CANDIDATES), rng)
-        ranks = min(len(titles), _RANKS)
-        ranked = neighbours(tuple(titles[at] for at in anchors), titles, ranks)
+        ranks = min(len(titles) - 1, _RANKS)
+        ranked = _others(neighbours(tuple(titles[at] for at in anchors), titles, ranks + 1), anchors)
         drawn = np.take_along_axis(ranked, _drawn_ranks(len(anchors), ranks, min(2 + _CANDIDATES, ranks), rng), axis=1)
         clicks = np.concatenate(
             [anchors[:, None], drawn[:, :2], rng.integers(len(titles), size=(len(anchors), _CLICKS))], axis=1
@@ -155,6 +155,14 @@ def _histories(
             found.update(dict.fromkeys((text, candidate) for candidate in candidates))
     keys = [list(found)[at] for at in rng.permutation(min(size, len(found)))] if found else []
     return [text for text, _ in keys], np.fromiter((at for _, at in keys), dtype=np.int64, count=len(keys))
+
+
+def _others(ranked: IntArray, anchors: IntArray) -> IntArray:
+    """Remove from each row of ``ranked``, ``[n, ranks + 1]``, its anchor, or the last if that is not there."""
+    removed = ranked == anchors[:, None]
+    removed[~removed.any(axis=1), -1] = True
+    others: IntArray = ranked[~removed].reshape(len(ranked), ranked.shape[1] - 1)
+    return others
 
 
 def _examples(

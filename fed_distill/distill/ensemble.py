@@ -50,9 +50,9 @@ def similarity(examples: Examples, trained_on: Sequence[Examples]) -> Tensor:
 
 
 def domains_of(public: Examples, valid: Examples, domains: int, seed: int) -> list[tuple[Examples, Examples]]:
-    """Split the server's examples into ``domains`` by merchant, greedily by size with random ties.
+    """Split the server's examples into ``domains`` by merchant: the largest first, each to the smallest domain so far.
 
-    A domain without validation examples uses all of ``valid``.
+    Ties between merchants of the same size are random. A domain without validation examples uses all of ``valid``.
 
     :raises DataError: there are fewer merchants than domains
     """
@@ -62,7 +62,11 @@ def domains_of(public: Examples, valid: Examples, domains: int, seed: int) -> li
     if len(names) < domains:
         raise DataError(f"teacher.domains = {domains} exceeds the number of public merchants, {len(names)}: lower it")
     order = np.lexsort((seeds.numpy_stream(seed, "teacher", "domains").permutation(len(names)), -sizes))
-    domain = {str(names[place]): rank % domains for rank, place in enumerate(order)}
+    domain, totals = {}, [0] * domains
+    for place in order:
+        smallest = totals.index(min(totals))
+        domain[str(names[place])] = smallest
+        totals[smallest] += int(sizes[place])
     found = []
     for number in range(domains):
         own, own_valid = (

@@ -47,8 +47,14 @@ class FedDF(FedAvg):
     sends: ClassVar[Kinds] = (StudentUpdate, SoftLabels)
 
     def idle_options(self, rounds: int) -> dict[str, str]:
-        """What early stopping needs, without it."""
-        return {} if self.patience else {"check_every": "without patience distillation is not stopped early"}
+        """What early stopping needs, without it; patience that ends before the second score."""
+        if self.patience is None:
+            return {"check_every": "without patience distillation is not stopped early"}
+        if self.patience < self.check_every:
+            return {
+                "patience": f"scores are {self.check_every} steps apart: it must be at least that, or check_every less"
+            }
+        return {}
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send the update, and the trained student's probabilities on the proxy set."""

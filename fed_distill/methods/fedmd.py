@@ -35,9 +35,10 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 class FedMD:
     """digest_epochs: a merchant's epochs on the consensus on the proxy set. local_epochs: epochs on private examples.
     pretrain_epochs: epochs on private examples alone in the first round, until convergence in the paper; 0: the first
-    round is like the others, with the teacher's soft labels as the consensus. temperature: of the merchants'
-    distillation. teacher_share: weight of the teacher in the consensus, in [0, 1]; with 1 the global student is the
-    server's own. onwards: whether the global student is trained from its last weights instead of re-initialised."""
+    round is like the others, with the teacher's soft labels as the consensus. private_rate_scale: factor of the
+    learning rate on private examples. temperature: of the merchants' distillation. teacher_share: weight of the teacher
+    in the consensus, in [0, 1]; with 1 the global student is the server's own. onwards: whether the global student is
+    trained from its last weights instead of re-initialised."""
 
     digest_epochs: PositiveFloat = 1.0
     local_epochs: PositiveFloat = 1.0

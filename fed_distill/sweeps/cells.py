@@ -207,7 +207,7 @@ def alone(experiment: Experiment, seeds: Mapping[str, int]) -> Experiment:
 def controls_of(base: Experiment, cell: Experiment) -> Experiment:
     """Return the experiment with the controls of ``cell``: no privacy, and the base's rounds and merchants' training.
 
-    Its federation is plain FedAvg, which is the control of that name; if the base does not list it, the run has a
+    Its federation is the control ``fedavg``, with the base's aggregator; if the base does not list it, the run has a
     single round, because a run requires a federation. Recommenders by purchases are left out for tasks that have none.
     """
     left_out = {"fedavg", *(OF_PURCHASES if cell.data.task != NEXT_BASKET.name else ())}
@@ -223,6 +223,8 @@ def controls_of(base: Experiment, cell: Experiment) -> Experiment:
         "validate_every": base.federation.validate_every,
         "patience": base.federation.patience if whole else None,
     }
+    if whole and base.federation.aggregator != "fedavg":
+        federation |= {"label": "fedavg", **base.federation.model_dump(include={"aggregator", "aggregator_options"})}
     changes = {
         "controls": wanted,
         "federation": federation,

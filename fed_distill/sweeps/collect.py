@@ -4,7 +4,7 @@ Scores come from the runs' ``summary.json``, intervals from their ``unit_scores.
 a cell that failed or has not run yet has a row with its state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -111,12 +111,14 @@ def combinations_table(study: Study, results: pd.DataFrame, units: UnitTable = N
     half-width of its 95 % interval (``evaluation.statistics``), for the headline metric and its differences to
     controls and the baseline with the chance of test data; missing where nothing is repeated. ``covers`` names
     what the headline's covers. ``above_server_p``, ``above_fedavg_p`` and ``gain_p`` are p-values of the paired
-    differences, each with Holm's correction over the combinations of the study. ``gap_closed`` is a ratio of means.
+    differences, each with Holm's correction over the combinations of the study, of which those with the same runs are
+    one hypothesis. ``gap_closed`` is a ratio of means.
     ``series`` names the combination without the axis of the privacy budget.
     """
     names = [axis.name for axis in study.axes]
     budget = study.budget_axis
     rows: list[dict[str, Any]] = []
+    runs: list[tuple[frozenset[Any], ...]] = []
     own = results[results["role"] == "cell"]
     for labels, group in own.groupby(names, sort=False):
         done = group[group["status"] == FINISHED]
@@ -128,13 +130,20 @@ def combinations_table(study: Study, results: pd.DataFrame, units: UnitTable = N
         for name in MEASURES:
             values = done[name].dropna() if name.startswith("audit.") else done[name]
             row[name], row[f"{name}_interval"] = _mean(done.loc[values.index], name, units)
+        runs.append((frozenset(group["fingerprint"]), frozenset(group["baseline"])))
         rows.append(row | _compared(done, units))
-    p_values = [f"{name}_p" for name in DIFFERENCES]
-    for column in p_values:
-        for at, p_value in holm({at: row[column] for at, row in enumerate(rows) if row[column] is not None}).items():
-            rows[at][column] = p_value
-    numbers = [*LARGEST, *MEASURES, *(f"{name}_interval" for name in MEASURES), *p_values]
+    for name in DIFFERENCES:
+        hypotheses = [run if name == "gain" else run[:1] for run in runs]
+        _adjust(rows, f"{name}_p", hypotheses)
+    numbers = [*LARGEST, *MEASURES, *(f"{name}_interval" for name in MEASURES), *(f"{name}_p" for name in DIFFERENCES)]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
+
+
+def _adjust(rows: Sequence[dict[str, Any]], column: str, hypotheses: Sequence[Hashable]) -> None:
+    """Replace p-values by those with Holm's correction; rows of the same hypothesis count once."""
+    adjusted = holm({one: row[column] for one, row in zip(hypotheses, rows, strict=True) if row[column] is not None})
+    for one, row in zip(hypotheses, rows, strict=True):
+        row[column] = adjusted.get(one)
 
 
 def flattened(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -290,9 +290,17 @@ def test_arms_are_the_federations_and_the_controls_that_merchants_train():
     assert list(arms) == ["fedavg-kd", "fedmd", "fedavg", "local", "fedavg-kd/personal", "fedmd/personal"]
     fedavg = arms["fedavg"]
     assert (fedavg.method, fedavg.rounds, fedavg.participation) == ("fedavg", 4, 0.5)
-    assert fedavg.options == {"local_epochs": 3}
+    assert (fedavg.options, fedavg.aggregator, fedavg.start) == ({"local_epochs": 3}, "fedavg", "labels")
     assert (arms["local"].rounds, arms["local"].options) == (1, {"local_epochs": 5})
     assert arms["fedmd/personal"].options == {"local_epochs": 2}
+
+
+def test_fedavg_without_a_teacher_aggregates_as_the_main_federation():
+    """Otherwise a difference to it would be that of aggregators, too."""
+    averaging = {"aggregator": "fedadam", "aggregator_options": {"eta": 0.1}}
+    tables = {"federation": {"method": "fedavg-kd", **averaging}, "compare": [{"aggregator": "fedsubavg"}]}
+    fedavg = Experiment.parse(tables).arms()["fedavg"]
+    assert (fedavg.aggregator, fedavg.aggregator_options, fedavg.start) == ("fedadam", {"eta": 0.1}, "labels")
 
 
 def test_a_federation_called_fedavg_is_its_own_control():

@@ -274,6 +274,7 @@ def test_histories_are_imitated_with_public_titles() -> None:
     assert not own & set(data.proxy.texts)
     clicks = [text.split(HISTORY_SEPARATOR) for text in data.proxy.texts]
     assert {len(history) for history in clicks} == {4}
+    assert np.mean([len(set(history)) == 4 for history in clicks]) > 0.9, "a title is no neighbour of itself"
     assert not {title for history in clicks for title in history} & held_out
     assert not set(data.proxy.pairs or ()) & held_out
     assert max(Counter(data.proxy.texts).values()) > 1

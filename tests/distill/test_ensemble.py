@@ -67,13 +67,20 @@ def test_an_example_like_nothing_seen_is_everybodys():
     torch.testing.assert_close(found, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
 
 
-def test_domains_split_the_merchants_and_deal_the_largest_out_first():
+def test_domains_split_the_merchants_each_to_the_smallest_so_far():
     merchants = [*("large",) * 5, *("middle",) * 3, *("small",) * 2, "tiny"]
     public = examples([f"text {row}" for row in range(11)], merchants)
     split = domains_of(public, examples(["x", "y"], ["large", "elsewhere"]), 2, seed=0)
-    assert [sorted(set(own.merchants)) for own, _ in split] == [["large", "small"], ["middle", "tiny"]]
+    assert [sorted(set(own.merchants)) for own, _ in split] == [["large", "tiny"], ["middle", "small"]]
     assert sorted(text for own, _ in split for text in own.texts) == sorted(public.texts)
     assert [valid.texts for _, valid in split] == [("x",), ("x", "y")]
+
+
+def test_a_large_merchant_is_a_domain_of_its_own():
+    sizes = {"large": 100, "a": 10, "b": 10, "c": 10}
+    merchants = [name for name, size in sizes.items() for _ in range(size)]
+    public = examples([f"text {row}" for row in range(130)], merchants)
+    assert [len(own) for own, _ in domains_of(public, public, 2, seed=0)] == [100, 30]
 
 
 def test_one_domain_is_everything():

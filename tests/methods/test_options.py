@@ -1,5 +1,10 @@
 """Options that no training can mean are refused by name, before anything is trained."""
 
+import inspect
+import re
+from contextlib import nullcontext
+from dataclasses import fields
+
 import pytest
 
 from fed_distill.config import Experiment, FederationConfig
@@ -99,7 +104,7 @@ def test_the_ends_of_a_range_are_allowed(method, options):
         ("cronus", 2, "byzantine_fraction", {"robust": "median"}, {"robust": "trimmed-mean"}),
         ("cronus", 1, "temperature", {"pretrain_epochs": 2.0}, {"pretrain_epochs": 0.0}),
         ("fedavg-kd", 2, "temperature", {"proxy_steps": 0}, {"proxy_steps": 1}),
-        ("feddf", 2, "check_every", {}, {"patience": 3}),
+        ("feddf", 2, "check_every", {}, {"patience": 300}),
         ("scaffold", 2, "local_epochs", {"local_steps": 4}, {}),
     ],
 )
@@ -122,3 +127,24 @@ def test_what_needs_a_consensus_has_an_effect_from_the_second_round_on(option):
     for rounds, idle in ((1, True), (2, False)):
         assert (option in METHODS.build("fedmd", options).idle_options(rounds)) is idle
     assert "temperature" not in METHODS.build("fedmkt", options).idle_options(1)
+
+
+def test_patience_that_ends_before_the_second_score_is_refused():
+    """It would end distillation at the first score that is no better, whatever its number."""
+    experiment = Experiment.parse({"federation": {"method": "feddf", "rounds": 2}})
+    for patience, check_every, refused in ((3, 100, True), (99, 100, True), (100, 100, False), (3, 3, False)):
+        options = {"patience": patience, "check_every": check_every}
+        federation = FederationConfig(method="feddf", options=options, rounds=2)
+        with (
+            pytest.raises(ConfigError, match=r"patience has no effect, since scores are 100 steps apart")
+            if refused
+            else nullcontext()
+        ):
+            check(experiment, federation, METHODS.build("feddf", options))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_option_is_described(method):
+    built = METHODS.resolve(method)
+    described = " ".join(inspect.getdoc(one) or "" for one in built.__mro__)
+    assert not [option.name for option in fields(built) if not re.search(rf"\b{option.name}\b[^.]*:\s", described)]
