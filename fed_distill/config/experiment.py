@@ -110,8 +110,8 @@ class Experiment(ConfigTable):
     def _distinct_federations(self) -> Self:
         titles = [federation.title for federation in self.federations()]
         for federation in self.federations():
-            title, plain = federation.title, (federation.method, federation.aggregator) == ("fedavg", "fedavg")
-            if title in ROWS or (title == "fedavg" and not plain):
+            title = federation.title
+            if title in ROWS or (title == "fedavg" and federation.method != "fedavg"):
                 raise ValueError(
                     f"a federation cannot be called {title!r}, which is another row's name in the tables of results: "
                     "set another `label`"

@@ -56,6 +56,13 @@ def test_controls_are_trained_once_a_seed_without_privacy_and_named_by_every_cel
     assert cells[0].role == "controls"
 
 
+def test_fedavg_without_a_teacher_aggregates_as_the_base(tables):
+    base = {**tables["base"], "federation": {**tables["base"].get("federation", {}), "aggregator": "fedsubavg"}}
+    first, *_ = expand(Study.parse({**tables, "base": base}))
+    assert (first.role, first.experiment.federation.title) == ("controls", "fedavg")
+    assert (first.experiment.federation.aggregator, first.experiment.federation.start) == ("fedsubavg", "labels")
+
+
 def test_cells_that_change_the_servers_student_have_controls_of_their_own(tables):
     axis = [
         {"key": "training.server.epochs", "values": [1, 2]},

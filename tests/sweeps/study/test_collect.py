@@ -13,6 +13,7 @@ from fed_distill.sweeps.collect import (
     FAILED,
     FINISHED,
     MISSING,
+    _adjust,
     _controls,
     combinations_table,
     flattened,
@@ -112,6 +113,13 @@ def test_cells_that_failed_or_were_not_run_are_rows_that_say_so(finished):
     assert (row["seeds"], row["of"]) == (1, 3)
     assert row["score"] == pytest.approx(rows["score"].iloc[2])
     assert math.isnan(row["score_interval"])
+
+
+def test_combinations_of_the_same_runs_are_one_hypothesis():
+    """As the rows without privacy of several units are; by hand: two hypotheses of p = 0.01 and 0.03."""
+    rows = [{"p": 0.01}, {"p": 0.03}, {"p": 0.01}, {"p": None}]
+    _adjust(rows, "p", ["none", "example", "none", "failed"])
+    assert [row["p"] for row in rows] == [0.02, 0.03, 0.02, None]
 
 
 def test_without_its_controls_a_cell_has_no_gap_but_its_scores(finished):
