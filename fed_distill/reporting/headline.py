@@ -52,8 +52,8 @@ def covers(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Return what the teacher, federation and domain adaptation add in the headline metric, one sentence each, and
-    another if FedAvg without a teacher scores above the run's method."""
+    """Return what the teacher, federation (also without a teacher) and domain adaptation add in the headline metric,
+    one sentence each, and another if FedAvg without a teacher scores above the run's method."""
     adds, metric = summary["adds"], METRIC_NAMES[summary["headline"]]
     parts = []
     if adds["teacher"] is not None:
@@ -63,6 +63,8 @@ def headline(summary: Mapping[str, Any]) -> str:
         )
     if adds["federation"] is not None:
         parts.append(f"Federation adds {added(adds['federation'])}{_reservation(adds['federation'])}.")
+    if (plain := adds.get("federation_without_teacher")) is not None:
+        parts.append(f"FedAvg without a teacher adds {added(plain)} to {BASES['student']}{_reservation(plain)}.")
     adaptation = adds.get("adaptation")
     if adaptation is not None and (adaptation["value"] or adaptation["half_width"]):  # a stage was kept
         parts.append(f"Domain adaptation adds {added(adaptation)}{_reservation(adaptation)}.")

@@ -29,6 +29,15 @@ def test_the_headline_is_what_the_teacher_and_federation_add(summary, half, tail
     )
 
 
+def test_what_federation_adds_without_a_teacher_is_said_too(summary):
+    """Teacher and federation overlap: what each adds depends on which comes first."""
+    adds = {"teacher": found(0.03), "federation": found(0.011), "federation_without_teacher": found(0.029)}
+    summary["adds"] = adds
+    assert headline(summary).endswith(
+        "Federation adds +0.0110 ± 0.0040. FedAvg without a teacher adds +0.0290 ± 0.0040 to labels only."
+    )
+
+
 def test_domain_adaptation_is_a_sentence_of_its_own_where_a_stage_was_kept(summary):
     gain = found(0.011)
     summary["adds"] = {"teacher": None, "federation": gain, "adaptation": found(0.002)}
