@@ -26,17 +26,10 @@ if TYPE_CHECKING:
 SIMULATE, ATTACK = "fed_distill.experiment.simulation:run", "fed_distill.audit.finished_run:audit_run"
 STOPPED, INCOMPLETE = 130, 1
 DISPENSABLE = (
-    "δ",
-    "server alone: AUC",
-    "in all",
-    "retention",
-    "in AUC",
-    "AUC",
-    "ε at least (text)",
-    "cells",
-    "worst merchant",
-    "attack AUC",
-)
+    "δ", "server alone: AUC", "in all", "time", "retention", "in AUC", "AUC", "ε at least (text)", "cells",
+    "worst merchant", "attack AUC", "gap closed", "p (fedavg)", "above fedavg", "worst tenth", "own students",
+    "above global", "sent",
+)  # fmt: skip
 """Columns of the summary that a narrow terminal omits, in this order."""
 
 
@@ -70,7 +63,7 @@ def study(
     """
     from fed_distill.config import parse_setting
     from fed_distill.config.keys import leaf_keys
-    from fed_distill.reporting.terminal import TINY_RESULTS
+    from fed_distill.reporting.terminal import TINY_RESULTS, print_table
     from fed_distill.sweeps.cells import expand
     from fed_distill.sweeps.cells import only as chosen
     from fed_distill.sweeps.grid import Study
@@ -113,7 +106,13 @@ def study(
         sys.stdout.write("\n".join(as_markdown(table, names) for table, names in found.tables(len(given.axes))))
     else:
         for table, names in found.tables(len(given.axes)):
-            Console().print(_table(table, names))
+            print_table(
+                table,
+                names,
+                DISPENSABLE,
+                f"{places.folder / 'summary.csv'}, in the report, and by --markdown",
+                Console(),
+            )
     Console(stderr=markdown).print(f"report: {escape(str(found.report))}", soft_wrap=True)
     if not found.complete:
         raise typer.Exit(INCOMPLETE)
@@ -210,19 +209,4 @@ def _listing(cells: Sequence["Cell"], places: "Places", plan: "TuningPlan | None
         total = plan.trials * len(counts)
         table.caption = f"{total:,} trials, {sum(counts.values()):,} of them finished; {table.caption}"
     table.caption_justify = "left"
-    return table
-
-
-def _table(lines: Sequence[Sequence[str]], axes: int) -> Table:
-    """Return the summary with as many columns as fit; the report and ``summary.csv`` have all."""
-    widths = [max(len(line[place]) for line in lines) + 2 for place in range(len(lines[0]))]
-    shown = list(range(len(widths)))
-    for title in DISPENSABLE:
-        if sum(widths[place] for place in shown) > Console().width:
-            shown = [place for place in shown if lines[0][place] != title or place < axes]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for place in shown:
-        table.add_column(lines[0][place], justify="left" if place < axes else "right", no_wrap=True)
-    for line in lines[1:]:
-        table.add_row(*(escape(line[place]) for place in shown))
     return table

@@ -1,12 +1,12 @@
 """Print the result of a run to the terminal: the comparison as a table, and the path of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting.headline import headline
@@ -18,7 +18,8 @@ _DISPENSABLE = (
     "accuracy", "above fedavg", "worst tenth", "macro-F1", "merchants: mean", "worst", "gap closed in AUC", "AUC",
     "time", "cold start", "gap closed", "retention", "up / down a round", "above server",
 )  # fmt: skip
-"""Columns that a narrow terminal omits, in this order; the headline metric is never omitted."""
+"""Columns that a narrow terminal omits, in this order."""
+_GAP = "  "
 TINY_RESULTS = "a tiny version for testing the file: its results are meaningless"
 
 
@@ -30,11 +31,10 @@ def show(folder: Path, console: Console | None = None) -> None:
     tiny = is_tiny(summary)
     if tiny:
         console.print(TINY_RESULTS)
-    table, left_out = _comparison(summary, console.width)
-    console.print(table)
-    if left_out:
-        more = f"{left_out} more columns: in the report, and by fed-distill report {folder} --markdown"
-        console.print(escape(more), highlight=False, soft_wrap=True)
+    where = f"in the report, and by fed-distill report {folder} --markdown"
+    lines = comparison_cells(summary)
+    main = lines[0][1].removesuffix(STAR)  # the headline metric
+    print_table(lines, 1, [title for title in _DISPENSABLE if title != main], where, console)
     if not tiny and (warning := weak_teacher(summary)):
         console.print(escape(f"warning: {warning}"), highlight=False, soft_wrap=True)
     if not tiny and (adds := headline(summary)):
@@ -44,17 +44,32 @@ def show(folder: Path, console: Console | None = None) -> None:
     console.print(f"report: {escape(str(folder / REPORT))}", soft_wrap=True)
 
 
-def _comparison(summary: Mapping[str, Any], width: int) -> tuple[Table, int]:
-    """Return the comparison with as many columns as fit, and the number of those that are left out."""
-    lines = comparison_cells(summary)
-    shown = list(range(len(lines[0])))
-    for title in _DISPENSABLE:
-        if sum(max(len(line[place]) for line in lines) + 2 for place in shown) <= width:
+def print_table(
+    lines: Sequence[Sequence[str]], labels: int, dispensable: Sequence[str], where: str, console: Console
+) -> None:
+    """Print a table with as many columns as a terminal has room for, and with all of them elsewhere.
+
+    No cell is ever cut: what remains too wide is wrapped by the terminal.
+
+    :param lines: titles of columns, then rows
+    :param labels: number of first columns, which name a row and are always shown
+    :param dispensable: titles of columns that a narrow terminal omits, in this order
+    :param where: where all columns are, for the line that says how many are omitted
+    """
+    widths = [max(cell_len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    shown = list(range(len(widths)))
+    for title in dispensable:
+        if not console.is_terminal or sum(widths[place] + len(_GAP) for place in shown) <= console.width:
             break
-        shown = [place for place in shown if lines[0][place].removesuffix(STAR) != title or place == 1]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for place in shown:
-        table.add_column(lines[0][place], justify="left" if place == 0 else "right", no_wrap=True)
-    for cells in lines[1:]:
-        table.add_row(*(escape(cells[place]) for place in shown))
-    return table, len(lines[0]) - len(shown)
+        shown = [place for place in shown if place < labels or lines[0][place].removesuffix(STAR) != title]
+    for number, line in enumerate(lines):
+        cells = [_padded(line[place], widths[place], place < labels) for place in shown]
+        text = Text(_GAP.join(cells).rstrip(), style="" if number else "bold")
+        console.print(text, highlight=False, soft_wrap=True)
+    if omitted := len(widths) - len(shown):
+        console.print(f"{omitted} more columns: {escape(where)}", highlight=False, soft_wrap=True)
+
+
+def _padded(cell: str, width: int, left: bool) -> str:
+    space = " " * (width - cell_len(cell))
+    return cell + space if left else space + cell

@@ -172,12 +172,6 @@ def test_a_mistake_is_one_line_before_anything_is_run(command, file, tmp_path, a
     assert not (tmp_path / "out").exists()
 
 
-def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    lines = [["method", "δ", "nDCG@10", "in all"], ["fedavg" * 4, "1e-5", "0.9", "3 MB"]]
-    assert [column.header for column in study_command._table(lines, 1).columns] == ["method", "nDCG@10"]
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("privacy_*.toml")), ids=lambda path: path.stem)
 def test_every_study_file_is_a_study_and_its_tiny_version_too(path):
     study = Study.read(path)
