@@ -21,6 +21,7 @@ def compare(first: Run, second: Run) -> None:
     """Print the settings in which two runs differ, and their scores, with paired 95 % intervals where both had the
     same test data."""
     from fed_distill.reporting.run_comparison import compare_runs, shown
+    from fed_distill.reporting.terminal import print_table
 
     found, console = compare_runs(first, second), Console()
     names = (escape(str(first)), escape(str(second)))
@@ -33,27 +34,21 @@ def compare(first: Run, second: Run) -> None:
         console.print(settings)
     else:
         console.print("the settings are equal")
-    scores = Table(title="scores", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for title in ("", "metric"):
-        scores.add_column(title, overflow="fold")
-    for title in (*names, "second − first"):
-        scores.add_column(title, justify="right", overflow="fold")
-    for one in found.scores:
-        scores.add_row(*map(escape, _cells(one)))
-    console.print(scores)
+    console.print("scores", style="italic")
+    lines = [["", "metric", str(first), str(second), "second − first"], *map(_cells, found.scores)]
+    print_table(lines, 2, (), "", console)
     if found.unpaired:
         console.print(f"no paired intervals: {escape(found.unpaired)}", soft_wrap=True)
 
 
 def _cells(one: "ComparedScore") -> tuple[str, ...]:
-    from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN
+    from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN, number, signed
 
-    values = tuple(UNKNOWN if value is None else f"{value:.6g}" for value in (one.ours, one.theirs))
+    digits = 0 if one.metric.endswith("_bytes") else 4
     if one.difference is not None:
         half = one.difference.half_width
-        change = f"{one.difference.value:+.4f}" + (f" ± {half:.4f}" if half is not None else "")
-    elif one.ours is not None and one.theirs is not None:
-        change = f"{one.theirs - one.ours:+.6g}"
+        change = signed(one.difference.value) + (f" ± {number(half)}" if half is not None else "")
     else:
-        change = UNKNOWN
-    return one.row, METRIC_NAMES.get(one.metric, one.metric.replace("_", " ")), *values, change
+        change = UNKNOWN if one.ours is None or one.theirs is None else signed(one.theirs - one.ours, digits)
+    metric = METRIC_NAMES.get(one.metric, one.metric.replace("_", " "))
+    return one.row, metric, number(one.ours, digits), number(one.theirs, digits), change
