@@ -216,7 +216,7 @@ def run(
     try:
         done = deployed.run(experiment, _write)
     except KeyboardInterrupt:
-        Console().print("no longer followed: the run continues at the server; stop it with `flwr stop`")
+        Console().print("no longer followed: the run continues at the server; the first line above says how to stop it")
         raise typer.Exit(130) from None
     Console().print(f"run folder: {escape(str(done))}", soft_wrap=True)
 

@@ -1,5 +1,6 @@
 """Start a run across sites at the server of a deployment, and follow it to its end."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ class Deployed:
         return absolute(experiment.with_changes(changes))
 
     def run(self, experiment: Experiment, write: Callable[[str], None]) -> Path:
-        """Run ``experiment`` and return the run's folder; a KeyboardInterrupt does not stop the run.
+        """Run ``experiment`` and return the run's folder; a KeyboardInterrupt does not stop the run, and its log begins
+        with what does.
 
         :param experiment: result of ``planned``
         :param write: receives the run's log
@@ -60,6 +62,8 @@ class Deployed:
         """
         with self._client() as client:
             run = self._started(client, experiment)
+            home = shlex.quote(str(self.folder / "server" / "flwr"))
+            write(f"run {run}: an interrupt ends following it; FLWR_HOME={home} flwr stop {run} ends the run\n")
             with _explained(self._admission.control):
                 for part in client.StreamLogs(StreamLogsRequest(run_id=run, after_timestamp=0.0)):
                     write(part.log_output)

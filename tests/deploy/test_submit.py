@@ -70,7 +70,9 @@ def run_at(monkeypatch, folder):
 
 def test_what_is_submitted_holds_no_code_and_waits_for_all_admitted_sites(run_at, folder):
     server = Server(("finished", "completed", ""))
-    assert run_at(server) == (folder / "server" / "runs" / "try", ["one\n", "two\n"])
+    where, (first, *log) = run_at(server)
+    assert (where, log) == (folder / "server" / "runs" / "try", ["one\n", "two\n"])
+    assert f"FLWR_HOME={folder / 'server' / 'flwr'} flwr stop 7 ends the run" in first
     (request,) = server.asked
     assert (request.fab.content, request.fab.hash_str) == (bundle(), bundle_hash())
     sent = tomllib.loads(request.override_config["experiment"].string)
@@ -82,7 +84,7 @@ def test_a_log_that_ends_before_its_run_is_no_end(run_at):
     running = ("running", "", "")
     ended, told = run_at(Server(running, running, ("finished", "failed", "No heartbeat received"), log=("one\n",)))
     assert "run 7 ended as failed (No heartbeat received)" in str(ended) and "--resume" in str(ended)
-    assert [part for part in told if "waiting" in part] == told[1:]
+    assert [part for part in told if "waiting" in part] == told[2:]
 
 
 @pytest.mark.parametrize(
