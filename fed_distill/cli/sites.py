@@ -88,6 +88,13 @@ def init(
             soft_wrap=True,
             highlight=False,
         )
+    for name, methods in deployment.unallowed(names).items():
+        file, what = deployment.site(name) / "site.toml", ", ".join(methods)
+        Console().print(
+            escape(f"{file} was kept and does not allow {what}: add to methods in its [limits.rules]"),
+            soft_wrap=True,
+            highlight=False,
+        )
     for path in deployment.aside:
         Console().print(f"the previous version is in {escape(str(path))}", soft_wrap=True)
     if renew:

@@ -28,7 +28,7 @@ _CAUSES: Mapping[int, Cause] = {
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
 }
 _FIRST_PAUSE = 0.05
-_FIRST_REMINDER = 60.0  # seconds without a reply after which the log says who is waited for
+_FIRST_REMINDER = 60.0  # seconds after which the log says who is waited for
 _NAMED = 5  # sites in a line of the log
 _ODD = re.compile(r"[^\w.-]")
 
@@ -49,11 +49,16 @@ class Deadline:
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self._began = time.monotonic()
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it was set."""
+        return time.monotonic() - self._began
 
     def left(self) -> float:
         """Return the remaining seconds, infinity without a deadline; 0 after it."""
-        return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
+        return float("inf") if self.seconds is None else max(0.0, self.seconds - self.waited)
 
 
 class Exchange:
@@ -98,10 +103,13 @@ class Exchange:
         """Yield the reply to each message of ``sent`` (site by message id), in order of arrival.
 
         It polls at least once, so that replies that arrived in time are found after the deadline. Unexpected and
-        repeated replies are dropped. The log says which sites are waited for, at intervals that double.
+        repeated replies are dropped. The log says which sites are waited for, a minute, two, four and so on after the
+        deadline was set.
         """
         missing, pause = dict(sent), _FIRST_PAUSE
-        began, reminder = time.monotonic(), _FIRST_REMINDER
+        reminder = _FIRST_REMINDER
+        while reminder <= deadline.waited:
+            reminder *= 2
         while missing:
             for reply in self._grid.pull_messages(list(missing)):
                 key = reply.metadata.reply_to_message_id
@@ -114,7 +122,7 @@ class Exchange:
             left = deadline.left()
             if missing and not left:
                 break
-            if missing and (waited := time.monotonic() - began) >= reminder:
+            if missing and (waited := deadline.waited) >= reminder:
                 sites = dict.fromkeys(self.title(node) for node in missing.values())
                 what = f"{len(missing)} of {len(sent)} replies are missing after {waited:.0f} s"
                 _log.warning("%s: %s", what, _some(sites))

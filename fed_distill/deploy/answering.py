@@ -102,9 +102,11 @@ def _token() -> str:
     It is read when everything is imported: on a slow machine, earlier ones have expired by then.
     """
     received = sys.stdin.fileno()
-    *_, latest = os.read(received, 2**16).decode().split()
+    tokens = os.read(received, 2**16).decode().split()
     os.dup2(os.open(os.devnull, os.O_RDONLY), received)
-    return latest
+    if not tokens:
+        raise SystemExit("the process that started this one has ended")
+    return tokens[-1]
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,32 @@ from fed_distill.merchant.service import Service
 
 GRACE = 60.0
 """Seconds beyond ``max_seconds`` after which a process is killed."""
+LONGEST_START = 600.0
+"""Seconds after which a process that has not read a token is killed, and another one started."""
 
 _log = logging.getLogger("flwr")
 
 
 @dataclass
 class _Answering:
-    """A process that answers the message of ``task``; ``began``: when it received its latest token."""
+    """A process that answers the message of ``task``. ``launched``: when it was; ``began``: when it received its latest
+    token."""
 
     task: int
     process: subprocess.Popen[bytes]
-    began: float = field(default_factory=time.monotonic)
+    launched: float
+    began: float
 
     def receive(self, token: str) -> bool:
-        """Hand over a token, and return whether the process had yet to read one.
+        """Hand over a token, and return whether the process had yet to read one; kill it if it takes too long to start.
 
-        It goes through the process's input: a command line would be readable by all users of the machine.
+        It goes through the process's input: a command line would be readable by all users of the machine. A token that
+        arrives while an earlier one is read may be lost; Flower then sends another.
         """
         assert self.process.stdin is not None
+        if time.monotonic() - self.launched > LONGEST_START:
+            self.process.kill()
+            return False
         try:
             self.process.stdin.write(f"{token}\n".encode())
         except BrokenPipeError:
@@ -77,7 +85,8 @@ class SiteExecutor:
                 return LaunchResult.accepted()
         command = [sys.executable, "-P", "-m", "fed_distill.deploy.answering", str(self._site)]
         command += ["--runtime-api-address", spec.runtime_api_address, "--insecure", "--parent-pid", str(os.getpid())]
-        answering = _Answering(spec.task_id, subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0))
+        process, now = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0), time.monotonic()
+        answering = _Answering(spec.task_id, process, now, now)
         answering.receive(spec.token)
         self._running.append(answering)
         return LaunchResult.accepted()

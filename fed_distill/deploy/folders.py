@@ -29,6 +29,7 @@ from fed_distill.deploy.joining import KEY, join
 from fed_distill.deploy.registered import LOCAL
 from fed_distill.errors import ConfigError, FedDistillError
 from fed_distill.merchant.allowance import Allowance, allowance
+from fed_distill.merchant.manifest import Manifest
 from fed_distill.privacy.secret import write_private
 from fed_distill.storage.files import write_atomic
 from fed_distill.storage.versions import versions
@@ -85,6 +86,15 @@ class Deployment:
     def site(self, name: str) -> Path:
         """Return the folder of a site."""
         return self.folder / "sites" / name
+
+    def unallowed(self, sites: Sequence[str]) -> dict[str, list[str]]:
+        """Return, by site, the methods in ``allowed`` that its file does not allow, since it was written before."""
+        found = {}
+        for name in sites:
+            allowed = Manifest.read(self.site(name) / "site.toml").limits.rules.methods
+            if allowed is not None and (missing := [one for one in self.allowed.methods if one not in allowed]):
+                found[name] = missing
+        return found
 
     def write(self, sites: Sequence[str], renew: bool = False) -> None:
         """Write missing files of authority, server and ``sites``.

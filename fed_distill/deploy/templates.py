@@ -278,8 +278,8 @@ runs here, never code from the server.
    `imports` names code of others that requests may use: leave there only what you have installed and trust.
    Everything else must be allowed explicitly: `scores = true` for test scores, `texts = true` to send texts of training
    examples, another unit in `units` (`"none"` allows training without privacy, which the controls `local` and `fedavg`
-   and personal adaptation need), a higher `max_epsilon` for a second private run, and import paths for methods and
-   models that are not built in.
+   and personal adaptation need), a higher `max_epsilon` for a second private run, other `methods`, and import paths for
+   methods and models that are not built in.
 5. **Check**: `fed-distill sites check .` must report no problem. Only the operator can see whether you are admitted.
 6. **Start**: `./start.sh`; or `systemctl enable --now` with the full path of `fed-distill-site.service`; or
    `docker compose up -d`.

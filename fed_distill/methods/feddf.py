@@ -20,8 +20,9 @@ import torch
 from pydantic import Field
 
 from fed_distill.aggregation.running import RunningMean
-from fed_distill.config import PositiveFloat, PositiveInt
+from fed_distill.config import FederationConfig, PositiveFloat, PositiveInt, TrainerConfig
 from fed_distill.distill.losses import soft_labels
+from fed_distill.errors import ConfigError
 from fed_distill.methods.base import GlobalState, Service, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.payloads.soft_labels import SoftLabels
@@ -47,14 +48,16 @@ class FedDF(FedAvg):
     sends: ClassVar[Kinds] = (StudentUpdate, SoftLabels)
 
     def idle_options(self, rounds: int) -> dict[str, str]:
-        """What early stopping needs, without it; patience that ends before the second score."""
-        if self.patience is None:
-            return {"check_every": "without patience distillation is not stopped early"}
-        if self.patience < self.check_every:
-            return {
-                "patience": f"scores are {self.check_every} steps apart: it must be at least that, or check_every less"
-            }
-        return {}
+        """What early stopping needs, without it."""
+        return {} if self.patience else {"check_every": "without patience distillation is not stopped early"}
+
+    def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
+        """Refuse patience that ends before there can be a second score."""
+        if self.patience is not None and self.patience < self.check_every:
+            raise ConfigError(
+                f"method {federation.method}: patience counts steps, and scores are {self.check_every} steps apart: "
+                f"set patience = {self.check_every} or more, or a smaller check_every"
+            )
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send the update, and the trained student's probabilities on the proxy set."""

@@ -63,7 +63,8 @@ def headline(summary: Mapping[str, Any]) -> str:
         )
     if adds["federation"] is not None:
         parts.append(f"Federation adds {added(adds['federation'])}{_reservation(adds['federation'])}.")
-    if (plain := adds.get("federation_without_teacher")) is not None:
+    plain = adds.get("federation_without_teacher")
+    if plain is not None and summary["federation"] != "fedavg":
         parts.append(f"FedAvg without a teacher adds {added(plain)} to {BASES['student']}{_reservation(plain)}.")
     adaptation = adds.get("adaptation")
     if adaptation is not None and (adaptation["value"] or adaptation["half_width"]):  # a stage was kept

@@ -1,5 +1,6 @@
 """Print the result of a run to the terminal: the comparison as a table, and the path of the report."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _DISPENSABLE = (
 )  # fmt: skip
 """Columns that a narrow terminal omits, in this order."""
 _GAP = "  "
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 TINY_RESULTS = "a tiny version for testing the file: its results are meaningless"
 
 
@@ -56,6 +58,7 @@ def print_table(
     :param dispensable: titles of columns that a narrow terminal omits, in this order
     :param where: where all columns are, for the line that says how many are omitted
     """
+    lines = [[_CONTROLS.sub(" ", cell) for cell in line] for line in lines]
     widths = [max(cell_len(line[place]) for line in lines) for place in range(len(lines[0]))]
     shown = list(range(len(widths)))
     for title in dispensable:
@@ -67,7 +70,8 @@ def print_table(
         text = Text(_GAP.join(cells).rstrip(), style="" if number else "bold")
         console.print(text, highlight=False, soft_wrap=True)
     if omitted := len(widths) - len(shown):
-        console.print(f"{omitted} more columns: {escape(where)}", highlight=False, soft_wrap=True)
+        more = "1 more column" if omitted == 1 else f"{omitted} more columns"
+        console.print(f"{more}: {escape(where)}", highlight=False, soft_wrap=True)
 
 
 def _padded(cell: str, width: int, left: bool) -> str:

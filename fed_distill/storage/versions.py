@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 CACHE_VERSION = 2
 """Part of the cache keys of teachers and of the server's students. Increase it with any change that alters the weights
 for equal settings and versions: the golden runs (`tests/e2e/test_golden.py`) detect such a change."""
-CHECKPOINT_LAYOUT = 4
+CHECKPOINT_LAYOUT = 5
 """Version of the layout of a ``checkpoint`` folder. Increase it with any change by which a file of an earlier version
 would be missed or misread: such a run is rejected instead of resumed."""
 PACKAGES = ("torch", "transformers", "flwr")

@@ -1,8 +1,8 @@
 """The cells of a study: one experiment with one seed each, identified by a fingerprint of all inputs of its result.
 
 Cells with the same experiment share a fingerprint and are trained once. The controls (server alone, each merchant
-alone, all data pooled, plain FedAvg) depend neither on privacy nor on the method, so they are trained once per seed, in
-a cell of their own.
+alone, all data pooled, FedAvg without a teacher) depend neither on privacy nor on the method, so they are trained once
+per seed, in a cell of their own.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -223,8 +223,9 @@ def controls_of(base: Experiment, cell: Experiment) -> Experiment:
         "validate_every": base.federation.validate_every,
         "patience": base.federation.patience if whole else None,
     }
-    if whole and base.federation.aggregator != "fedavg":
-        federation |= {"label": "fedavg", **base.federation.model_dump(include={"aggregator", "aggregator_options"})}
+    if whole:
+        federation |= base.federation.model_dump(include={"aggregator", "aggregator_options"})
+        federation |= {"label": "" if base.federation.aggregator == "fedavg" else "fedavg"}
     changes = {
         "controls": wanted,
         "federation": federation,
@@ -234,6 +235,7 @@ def controls_of(base: Experiment, cell: Experiment) -> Experiment:
         "transport": {},
         "student.by_merchant": [],
         "training.merchants": base.training.merchants.model_dump(mode="json"),
+        "training.submodel": base.training.submodel,
     }
     return cell.with_changes(changes)
 

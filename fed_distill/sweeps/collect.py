@@ -233,7 +233,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
 
 
 def _controls(summary: Mapping[str, Any] | None, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return each control's metrics from the run with the controls; plain FedAvg is that run's own federation."""
+    """Return each control's metrics from the run with the controls; ``fedavg`` is that run's own federation."""
     if summary is None:
         return {}
     rows = {**summary["controls"], "fedavg": summary["student"]}

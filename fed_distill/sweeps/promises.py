@@ -22,8 +22,8 @@ ASSUMPTIONS = (
     "The proxy set and the server's own examples are public and not protected.",
     "Settings, such as learning rates and rounds, are assumed to be independent of private data: the cost of tuning "
     "on private data is not included.",
-    "The controls (each merchant alone, all data pooled, plain FedAvg) are trained without privacy. They are measures "
-    "for this study and would not be released.",
+    "The controls (each merchant alone, all data pooled, FedAvg without a teacher) are trained without privacy. They "
+    "are measures for this study and would not be released.",
     "Noise is derived from the run's seed, so that this study is reproducible. Anyone who has the seed can subtract "
     "it. Real sites and their server derive it from secrets of their own.",
 )

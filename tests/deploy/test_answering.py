@@ -13,7 +13,7 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
 
 from fed_distill.deploy import answering, executor
 from fed_distill.deploy.answering import Limited
-from fed_distill.deploy.executor import GRACE, SiteExecutor
+from fed_distill.deploy.executor import GRACE, LONGEST_START, SiteExecutor
 from fed_distill.errors import ModelError, NotAllowed, TrainingError
 from fed_distill.merchant.request_validation import outlined
 from fed_distill.models import rebuild
@@ -174,6 +174,17 @@ def test_a_process_that_starts_slowly_receives_later_tokens(monkeypatch, tmp_pat
     until((tmp_path / "third").exists)
     (tmp_path / "answered").touch()
     until(lambda: not starting.reconcile() and not starting._running)
+
+
+def test_a_process_that_does_not_start_is_killed_for_another(monkeypatch, site):
+    """Otherwise each token would grant it more time, until the pipe is full and nobody else is started."""
+    now = [0.0]
+    monkeypatch.setattr(executor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(executor.subprocess, "Popen", Process)
+    starting = SiteExecutor(site)
+    for now[0] in (0.0, LONGEST_START, LONGEST_START + 1.0):
+        starting.launch(spec(TaskType.CLIENT_APP))
+    assert [answering.process.killed for answering in starting._running] == [True, False]
 
 
 def until(happened):

@@ -278,3 +278,9 @@ def test_parts_of_ones_own_are_in_the_rules_of_the_sites(command, experiment, tm
     rules = Manifest.read(folder / "sites" / "a" / "site.toml").limits.rules
     assert (rules.imports, rules.methods) == ((own,), (own, "local"))
     assert f"sites may import {own}: install the package at each site, too" in out.output
+    assert "was kept" not in out.output
+    file.write_text(
+        experiment.with_changes({"federation.method": "fedmd", "federation.options": {}}).to_toml(), encoding="utf-8"
+    )
+    out = command("init", folder, "--sites", "a,b", "--experiment", file)
+    assert out.output.count("was kept and does not allow fedmd: add to methods in its [limits.rules]") == 2

@@ -131,16 +131,13 @@ def test_what_needs_a_consensus_has_an_effect_from_the_second_round_on(option):
 
 def test_patience_that_ends_before_the_second_score_is_refused():
     """It would end distillation at the first score that is no better, whatever its number."""
-    experiment = Experiment.parse({"federation": {"method": "feddf", "rounds": 2}})
+    training = Experiment().training.merchants
     for patience, check_every, refused in ((3, 100, True), (99, 100, True), (100, 100, False), (3, 3, False)):
         options = {"patience": patience, "check_every": check_every}
         federation = FederationConfig(method="feddf", options=options, rounds=2)
-        with (
-            pytest.raises(ConfigError, match=r"patience has no effect, since scores are 100 steps apart")
-            if refused
-            else nullcontext()
-        ):
-            check(experiment, federation, METHODS.build("feddf", options))
+        told = pytest.raises(ConfigError, match="scores are 100 steps apart: set patience = 100 or more")
+        with told if refused else nullcontext():
+            METHODS.build("feddf", options).check(federation, training, 2)
 
 
 @pytest.mark.parametrize("method", list(METHODS))

@@ -38,6 +38,13 @@ def test_what_federation_adds_without_a_teacher_is_said_too(summary):
     )
 
 
+def test_a_run_that_is_its_own_control_says_it_once(summary):
+    summary["adds"] = {"teacher": None, "federation": found(0.029), "federation_without_teacher": found(0.029)}
+    summary["federations"]["fedavg"] = summary["federations"].pop(summary["federation"])
+    summary["federation"] = "fedavg"
+    assert headline(summary) == "Federation adds +0.0290 ± 0.0040."
+
+
 def test_domain_adaptation_is_a_sentence_of_its_own_where_a_stage_was_kept(summary):
     gain = found(0.011)
     summary["adds"] = {"teacher": None, "federation": gain, "adaptation": found(0.002)}

@@ -56,6 +56,27 @@ def test_controls_are_trained_once_a_seed_without_privacy_and_named_by_every_cel
     assert cells[0].role == "controls"
 
 
+def test_fedavg_without_a_teacher_has_the_bases_options_of_its_aggregator(tables):
+    own = {**tables["base"].get("federation", {}), "aggregator_options": {"weight": "examples-squared"}}
+    first, *_ = expand(Study.parse({**tables, "base": {**tables["base"], "federation": own}}))
+    assert (first.role, first.experiment.federation.title) == ("controls", "fedavg")
+    assert first.experiment.federation.aggregator_options == {"weight": "examples-squared"}
+
+
+def test_fedavg_without_a_teacher_trains_submodels_if_the_base_averages_them(tables):
+    own = {**tables["base"].get("federation", {}), "aggregator": "fedsubavg"}
+    axis = [
+        {
+            "name": "tables",
+            "values": [{"label": "whole", "training.submodel": False, "federation.aggregator": "fedavg"}],
+        }
+    ]
+    base = {**tables["base"], "federation": own}
+    first, second = expand(Study.parse({**tables, "base": base, "axis": axis, "exclude": [], "seeds": 1}))
+    assert (first.role, first.experiment.federation.aggregator) == ("controls", "fedsubavg")
+    assert first.experiment.training.submodel and not second.experiment.training.submodel
+
+
 def test_fedavg_without_a_teacher_aggregates_as_the_base(tables):
     base = {**tables["base"], "federation": {**tables["base"].get("federation", {}), "aggregator": "fedsubavg"}}
     first, *_ = expand(Study.parse({**tables, "base": base}))
