@@ -105,7 +105,7 @@ def test_a_site_that_refuses_names_its_rule_and_the_others_go_on(run_over, deplo
 
 def test_a_federation_that_every_site_refuses_is_no_result(run_over, deployment, experiment):
     for name in ("north", "south", "west"):
-        allow(deployment, name, '"fedavg-kd", ', "")
+        allow(deployment, name, 'methods = ["fedavg-kd"]', "methods = []")
     refused = "round 1: no merchant can participate any more; merchant .* rule methods: .* not 'fedavg-kd'"
     with pytest.raises(BudgetExceeded, match=refused):
         run_over(experiment)
@@ -113,7 +113,7 @@ def test_a_federation_that_every_site_refuses_is_no_result(run_over, deployment,
 
 def test_what_is_only_compared_and_every_site_refuses_is_left_out(run_over, deployment, experiment):
     for name in ("north", "south", "west"):
-        allow(deployment, name, '"fedavg", ', "")
+        allow(deployment, name, 'methods = ["fedavg-kd"]', 'methods = ["fedavg-kd", "fedprox"]')
     folder, _ = run_over(experiment.with_changes({"controls": ["fedavg"], "compare": [{"method": "fedprox"}]}))
     assert set(read_summary(folder)["federations"]) == {"fedavg-kd", "fedprox"}
     assert not read_summary(folder)["controls"]
@@ -138,7 +138,10 @@ def test_a_server_without_any_merchants_rows_trains_with_sites_that_bring_their_
     file.write_text(experiment.to_toml(), encoding="utf-8")
     for proxy in deployment.glob("sites/*/proxy.json"):
         proxy.unlink()
-    command("init", deployment, "--sites", "north,south,west", "--experiment", file)
+    done = command("init", deployment, "--sites", "north,south,west", "--experiment", file)
+    assert done.output.count("was kept and does not allow local") == 3
+    for name in ("north", "south", "west"):
+        allow(deployment, name, 'methods = ["fedavg-kd"]', 'methods = ["fedavg-kd", "local"]')
     folder, _ = run_over(experiment)
     summary = read_summary(folder)
     data = load(experiment.data)
