@@ -264,7 +264,8 @@ def test_randomized_labels_leave_sites_only_where_their_own_rules_allow_texts(
     manifests = {path: path.read_text() for path in deployment.folder.glob("sites/*/site.toml")}
     try:
         for path, text in manifests.items():
-            path.write_text(text.replace('units = ["example"]', 'units = ["example", "label"]'))
+            allowed = text.replace('methods = ["fedavg-kd"]', 'methods = ["lp-mst"]')
+            path.write_text(allowed.replace('units = ["example"]', 'units = ["example", "label"]'))
         refused = deployment.run(*command, f"runtime.folder={tmp_path / 'refused'}")
         assert refused.returncode != 0
         assert "rule texts: texts of training examples are not sent" in refused.stdout + refused.stderr
