@@ -88,6 +88,14 @@ def stat_of(process):
         return file.read().rpartition(")")[2].split()[0]
 
 
+def ended(process):
+    """Whether a process is no more, or waits for its parent to take its exit code."""
+    try:
+        return stat_of(process) in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @contextlib.contextmanager
 def balanced(urls):
     """A balancer of connections before replicas: it asks each for ``/ready`` and connects to one that answers 200.
