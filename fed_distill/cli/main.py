@@ -199,7 +199,10 @@ def proxy(
 def sample(
     to: Annotated[Path, typer.Option(help="folder of the files")] = Path("."),
 ) -> None:
-    """Write tables of a generated marketplace, to try the commands on: grades.csv, reviews.csv and products.csv."""
+    """Write tables of a generated marketplace, to try the commands on.
+
+    grades.csv and reviews.csv to train on, products.csv to search in, and catalogue.csv with public queries and titles.
+    """
     from fed_distill.data.sample import write_sample
 
     for path, rows in write_sample(to).items():

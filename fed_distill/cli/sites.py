@@ -43,6 +43,9 @@ def init(
     experiment: Annotated[
         Path | None, typer.Option(metavar="FILE", help="give sites the task and the proxy set of this experiment")
     ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, help="private runs on the same data, such as retrainings, that sites' budgets allow")
+    ] = 1,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="act as the sites too: assign merchants' data, make keys, admit them")
     ] = False,
@@ -60,13 +63,15 @@ def init(
     names = [name.strip() for name in sites.split(",") if name.strip()]
     if rehearse and experiment is None:
         raise ConfigError("--rehearse assigns the data of an experiment: add --experiment FILE")
+    if runs > 1 and experiment is None:
+        raise ConfigError("--runs multiplies the runs of an experiment: add --experiment FILE")
     planned = None if experiment is None else Experiment.read(experiment)
     data = None if planned is None else load(planned.data)
     if rehearse and data is not None and not data.merchants:
         raise ConfigError(f"{experiment} has data.clients = 'elsewhere', so there are no merchants to assign")
     deployment = _deployment(folder, host, port, overwrite, data if rehearse else None)
     if planned is not None and data is not None:
-        deployment.allowed = allowance(planned, len(data.merchants), len(data.proxy))
+        deployment.allowed = allowance(planned, len(data.merchants), len(data.proxy), runs)
         methods = [federation.method for federation in planned.federations() if ":" in federation.method]
         models = [model for model in planned.student.models() if ":" in model]
         deployment.imports = tuple(dict.fromkeys([*methods, *models]))

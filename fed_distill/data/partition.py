@@ -29,11 +29,14 @@ def assign(
     :param merchants: merchant of each row, or None
     :param labels: class indices that a partitioner skews ``[rows]``
     :param config: names the partitioner
-    :returns: merchant names in natural order, and the merchant index of each row ``[rows]``
-    :raises DataError: ``config.partition`` is ``merchant`` and ``merchants`` is None
+    :returns: merchant names in natural order, and the merchant index of each row ``[rows]``; without names, all rows
+        are the server's if the clients are elsewhere
+    :raises DataError: ``config.partition`` is ``merchant`` and ``merchants`` is None, though the clients are here
     """
     if config.partition != "merchant":
         return _partition(np.asarray(labels, dtype=np.int64), config)
+    if merchants is None and config.clients == "elsewhere":
+        return ("server",), np.zeros(len(labels), dtype=np.int64)
     if merchants is None:
         raise DataError(
             "the data have no merchant column: name it in the dataset's options, "

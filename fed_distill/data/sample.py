@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +14,28 @@ from fed_distill.data.marketplace import Marketplace
 from fed_distill.errors import DataError
 from fed_distill.storage.files import make_folder, write_atomic
 
-GRADES, REVIEWS, PRODUCTS = "grades.csv", "reviews.csv", "products.csv"
+GRADES, REVIEWS, PRODUCTS, CATALOGUE = "grades.csv", "reviews.csv", "products.csv", "catalogue.csv"
 _ROWS = 150
 """Mean number of offers or reviews of a merchant."""
 
 
 def write_sample(folder: Path) -> dict[Path, int]:
-    """Write three tables of twelve English merchants.
+    """Write four tables of twelve English merchants.
 
     ``grades.csv``: graded pairs (query, title, grade, shop). ``reviews.csv``: texts (review, sentiment, shop).
-    ``products.csv``: the titles of all shops (id, title). The same files are written each time.
+    ``products.csv``: the titles of all shops (id, title). ``catalogue.csv``: their queries and titles, each apart and
+    sorted, so that a row says nothing of what belongs together. The same files are written each time.
 
     :return: rows of each file
     :raises DataError: one of the files exists; then nothing is written
     """
-    paths = [folder / name for name in (GRADES, REVIEWS, PRODUCTS)]
+    paths = [folder / name for name in (GRADES, REVIEWS, PRODUCTS, CATALOGUE)]
     for path in paths:
         if path.exists():
             raise DataError(f"{path} exists: name another folder with --to")
     shops = Marketplace(rows=_ROWS, languages=("en",))
     grades, titles = _labelled(shops, "relevance")
+    queries = sorted({query for query, *_ in grades})
     reviews, _ = _labelled(shops, "sentiment")
     products = [(str(number), title) for number, title in enumerate(sorted(titles), 1)]
     make_folder(folder)
@@ -40,6 +43,7 @@ def write_sample(folder: Path) -> dict[Path, int]:
         (("query", "title", "grade", "shop"), grades),
         (("review", "sentiment", "shop"), reviews),
         (("id", "title"), products),
+        (("query", "title"), list(zip_longest(queries, sorted(titles), fillvalue=""))),
     ]
     for path, (header, rows) in zip(paths, tables, strict=True):
         write_atomic(path, _csv([header, *rows]))

@@ -1,4 +1,4 @@
-"""Minimal limits for one run of an experiment: the ``[limits.default]`` of a generated site configuration.
+"""Minimal limits for the runs of an experiment: the ``[limits.default]`` of a generated site configuration.
 
 The site's staff review and may change it. Everything that the experiment does not need is disabled.
 """
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.mechanisms.at_merchants import AtMerchants
@@ -44,12 +45,13 @@ class Allowance:
     texts: bool = False
 
 
-def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1) -> Allowance:
-    """Return the limits that one run requires.
+def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1, runs: int = 1) -> Allowance:
+    """Return the limits that equal runs require.
 
     :param experiment: the experiment; None if it is not known yet
     :param merchants: number of merchants
     :param proxy: number of proxy examples
+    :param runs: number of private runs on the same examples, such as retrainings
     """
     exposed = "total epsilon of one example over all private releases"
     if experiment is None:
@@ -70,52 +72,55 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
         words = f"training without privacy, as in {experiment.name}: uplinks can reveal single examples"
         epsilon_note = f"{exposed}; this experiment has no private releases"
         return Allowance(methods, (unit,), note, UNLIMITED, epsilon_note, what, words)
-    found = _MARGIN * run_exposure(experiment, merchants, proxy)
+    found = _MARGIN * run_exposure(experiment, merchants, proxy, runs)
     whole = _rounded_up(found) if math.isfinite(found) else UNLIMITED  # releases without a guarantee are refused
-    words = f"one run of {experiment.name}, with releases protected by unit {unit}, and no training without privacy"
+    counted = "one run" if runs == 1 else f"{runs} runs"
+    words = f"{counted} of {experiment.name}, with releases protected by unit {unit}, and no training without privacy"
     sent = (METHODS.build(one.method, one.options).sends for one in experiment.federations())
     texts = any(kind.of_labels for kinds in sent for kind in kinds)
     if texts:
         words += ". The experiment also needs `texts = true`, to send the texts of labelled training examples"
-    epsilon_note = f"{exposed}: one run"
+    epsilon_note = f"{exposed}: {counted}"
     note = "training without privacy is not allowed"
     return Allowance(methods, (unit,), note, whole, epsilon_note, what, words, texts)
 
 
-def run_exposure(experiment: Experiment, merchants: int, proxy: int) -> float:
-    """Return the maximum epsilon of an example in one run of a private ``experiment``, as the ledger computes it.
+def run_exposure(experiment: Experiment, merchants: int, proxy: int, runs: int = 1) -> float:
+    """Return the maximum epsilon of an example in ``runs`` of a private ``experiment``, as the ledger computes it.
 
-    It covers all seeds and all private federations, including compared ones. If the noise depends on a merchant's
+    It covers all runs, seeds and all private federations, including compared ones. If the noise depends on a merchant's
     size, it is the maximum over sizes from 32 to 8192; otherwise it depends on ``merchants`` and ``proxy``. For
     randomized labels it is their epsilon for each federation, which may have other priors.
     """
     mechanism = mechanism_of(experiment)
     if isinstance(mechanism, ByLabel):
         assert experiment.promise.epsilon is not None
-        return experiment.promise.epsilon * len(experiment.federations()) * experiment.repeats
+        return experiment.promise.epsilon * len(experiment.federations()) * experiment.repeats * runs
     if isinstance(mechanism, AtServer):
-        return exposure(_charges(experiment, mechanism, partial(_at_server, experiment, mechanism, merchants, proxy)))
-    return exposure(costliest_charges(experiment))
+        price = partial(_at_server, experiment, mechanism, merchants, proxy)
+        return exposure(_charges(experiment, mechanism, price, runs))
+    return exposure(costliest_charges(experiment, runs))
 
 
-def costliest_charges(experiment: Experiment) -> list[Charge]:
-    """Return the charges of one run to a merchant that adds its own noise, at the costliest size from 32 to 8192."""
+def costliest_charges(experiment: Experiment, runs: int = 1) -> list[Charge]:
+    """Return the charges of ``runs`` to a merchant that adds its own noise, at the costliest size from 32 to 8192."""
     mechanism = mechanism_of(experiment)
     assert isinstance(mechanism, AtMerchants)
     prices = [partial(_at_merchant, experiment, mechanism, size) for size in _SIZES]
-    return max(([*_charges(experiment, mechanism, price)] for price in prices), key=exposure)
+    return max(([*_charges(experiment, mechanism, price, runs)] for price in prices), key=exposure)
 
 
 def _charges(
     experiment: Experiment,
     mechanism: Protecting,
     price: Callable[[FederationConfig], tuple[tuple[Spend, ...], float]],
+    runs: int,
 ) -> Iterator[Charge]:
-    """Yield one charge per federation and seed; ``price`` returns the spends and delta of a federation."""
-    for seed in range(experiment.seed, experiment.seed + experiment.repeats):
-        for federation in experiment.federations():
-            spends, delta = price(federation)
-            yield Charge(
+    """Yield one charge per federation, seed and run; ``price`` returns the spends and delta of a federation."""
+    for federation in experiment.federations():
+        spends, delta = price(federation)
+        for seed in range(experiment.seed, experiment.seed + experiment.repeats):
+            charge = Charge(
                 experiment.name,
                 federation.title,
                 seed,
@@ -127,6 +132,7 @@ def _charges(
                 delta,
                 mechanism.stated_move,
             )
+            yield from repeat(charge, runs)
 
 
 def _at_server(

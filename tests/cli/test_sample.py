@@ -15,11 +15,11 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_three_tables_of_twelve_shops(tmp_path):
+def test_four_tables_of_twelve_shops(tmp_path):
     written = write_sample(tmp_path)
-    grades, reviews, products = (rows_of(path) for path in written)
-    assert [path.name for path in written] == ["grades.csv", "reviews.csv", "products.csv"]
-    assert list(written.values()) == [len(grades), len(reviews), len(products)]
+    grades, reviews, products, catalogue = (rows_of(path) for path in written)
+    assert [path.name for path in written] == ["grades.csv", "reviews.csv", "products.csv", "catalogue.csv"]
+    assert list(written.values()) == [len(grades), len(reviews), len(products), len(catalogue)]
     assert list(grades[0]) == ["query", "title", "grade", "shop"]
     assert {row["grade"] for row in grades} == {"exact", "substitute", "complement", "irrelevant"}
     assert list(reviews[0]) == ["review", "sentiment", "shop"]
@@ -27,6 +27,9 @@ def test_three_tables_of_twelve_shops(tmp_path):
     assert len({row["shop"] for row in grades}) == len({row["shop"] for row in reviews}) == 12
     assert {row["title"] for row in products} == {row["title"] for row in grades}
     assert len({row["id"] for row in products}) == len(products)
+    for role in ("query", "title"):
+        texts = [row[role] for row in catalogue if row[role]]
+        assert texts == sorted({row[role] for row in grades})
     assert all(text.isascii() for row in (*grades, *reviews) for text in row.values())
 
 

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from fed_distill.errors import BudgetExceeded
+from fed_distill.errors import BudgetExceeded, ConfigError
 from fed_distill.merchant.allowance import _rounded_up, allowance, run_exposure
 from fed_distill.merchant.limits import Limits
 from fed_distill.privacy.accounting import Spend
@@ -80,12 +80,7 @@ def test_two_digits_rounded_up():
 def test_a_run_fits_into_what_its_sites_are_handed_and_a_second_one_does_not(
     command, run_over, experiment, tmp_path, unit
 ):
-    steps = {"privacy.batch_size": 10**6} if unit in AT_MERCHANTS else {}
-    changes = {"adaptation.enabled": False, "privacy.report_scores": False, **steps}
-    planned = private(experiment, unit, **changes)
-    file, folder = tmp_path / "private.toml", tmp_path / "deployment"
-    file.write_text(planned.to_toml(), encoding="utf-8")
-    command("init", folder, "--overwrite", "--experiment", file, "--rehearse", "--sites", "north,south,west")
+    planned, folder = handed(command, experiment, tmp_path, unit)
     run_over(planned)
     for site in folder.glob("sites/*"):
         limits = Limits.model_validate(tomllib.loads((site / "site.toml").read_text(encoding="utf-8"))["limits"])
@@ -94,3 +89,33 @@ def test_a_run_fits_into_what_its_sites_are_handed_and_a_second_one_does_not(
             assert limits.default.max_epsilon >= exposure(entry.charge for entry in entries) > 4.0
     with pytest.raises(BudgetExceeded, match="no merchant can participate any more"):
         run_over(planned.with_changes({"name": "second", "seed": 7}))
+
+
+def test_a_second_run_fits_into_what_sites_are_handed_for_two(command, run_over, experiment, tmp_path):
+    planned, _ = handed(command, experiment, tmp_path, "example", "--runs", 2)
+    run_over(planned)
+    run_over(planned.with_changes({"name": "second", "seed": 7}))
+    with pytest.raises(BudgetExceeded, match="no merchant can participate any more"):
+        run_over(planned.with_changes({"name": "third", "seed": 8}))
+
+
+def test_runs_of_no_experiment_are_refused(command, tmp_path):
+    with pytest.raises(ConfigError, match="--runs multiplies the runs of an experiment: add --experiment FILE"):
+        command("init", tmp_path / "deployment", "--runs", 2)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_two_runs_are_priced_as_two_seeds(experiment, unit):
+    twice = run_exposure(private(experiment, unit, repeats=2), 5, 40)
+    assert run_exposure(private(experiment, unit), 5, 40, runs=2) == pytest.approx(twice)
+
+
+def handed(command, experiment, tmp_path, unit, *options):
+    """A private experiment, and the folder of a deployment that was made for it."""
+    steps = {"privacy.batch_size": 10**6} if unit in AT_MERCHANTS else {}
+    changes = {"adaptation.enabled": False, "privacy.report_scores": False, **steps}
+    planned = private(experiment, unit, **changes)
+    file, folder = tmp_path / "private.toml", tmp_path / "deployment"
+    file.write_text(planned.to_toml(), encoding="utf-8")
+    command("init", folder, "--overwrite", "--experiment", file, "--rehearse", "--sites", "north,south,west", *options)
+    return planned, folder
