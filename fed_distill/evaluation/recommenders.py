@@ -65,10 +65,12 @@ RECOMMENDERS = {"popularity": popularity, "repeat": repeat, "item-knn": item_knn
 
 
 def as_probabilities(scores: Scores, task: Task) -> Scores:
-    """Return class probabilities ``[n, classes]`` of a task with two classes that rank as ``scores`` do."""
-    share = scores / (1.0 + scores)
-    found = np.empty((len(scores), 2))
-    found[:, task.positive_index], found[:, 1 - task.positive_index] = share, 1.0 - share
+    """Return class probabilities ``[n, classes]`` that rank as ``scores`` do: of the positive class, and of that with
+    the smallest gain among the others."""
+    share, gains = scores / (1.0 + scores), task.gains or (0.0,) * len(task.classes)
+    others = [place for place in range(len(task.classes)) if place != task.positive_index]
+    found = np.zeros((len(scores), len(task.classes)))
+    found[:, task.positive_index], found[:, min(others, key=gains.__getitem__)] = share, 1.0 - share
     return found
 
 

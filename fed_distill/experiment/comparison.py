@@ -25,8 +25,9 @@ from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining, labels_phase
 from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.errors import BudgetExceeded, CheckpointError
+from fed_distill.evaluation.lexical import bm25
 from fed_distill.evaluation.metrics import Metrics
-from fed_distill.evaluation.recommenders import RECOMMENDERS
+from fed_distill.evaluation.recommenders import RECOMMENDERS, Recommender
 from fed_distill.experiment.adaptation import adapted_to_domain
 from fed_distill.experiment.chain_models import chain_models
 from fed_distill.experiment.identities import Identities
@@ -88,6 +89,7 @@ class Comparison:
             "pooled": self._pooled,
             "fedavg": partial(self._federation, "fedavg", "control"),
             "oracle-proxy": self._oracle,
+            "bm25": self._bm25,
             **{name: partial(self._recommender, name) for name in RECOMMENDERS},
         }
         parts = {self._part("control", name): controls[name] for name in controls if name in self.experiment.controls}
@@ -171,9 +173,16 @@ class Comparison:
 
     def _recommender(self, name: str) -> Outcome:
         """Evaluate a recommender without trained weights, of everybody's examples."""
+        return self._untrained(name, lambda: RECOMMENDERS[name](self.server.everybody(), self.server.data.task))
+
+    def _bm25(self) -> Outcome:
+        """Evaluate BM25 with the titles that the server has: of its labelled examples and of the proxy set."""
+        tables = (self.server.data.public, self.server.data.proxy)
+        return self._untrained("bm25", lambda: bm25(title for table in tables for title in table.pairs or ()))
+
+    def _untrained(self, name: str, fitted: Callable[[], Recommender]) -> Outcome:
         began = time.perf_counter()
-        found = RECOMMENDERS[name](self.server.everybody(), self.server.data.task)
-        metrics, by_unit = self.evaluator.recommender_by_unit(found)
+        metrics, by_unit = self.evaluator.recommender_by_unit(fitted())
         return Outcome(name, "control", self.seed, metrics, by_unit=by_unit, seconds=time.perf_counter() - began)
 
     def _pooled(self) -> Outcome:

@@ -6,6 +6,7 @@ from fed_distill.aggregation import checks as aggregation
 from fed_distill.config import Experiment
 from fed_distill.data.augmentation import check_augmentation
 from fed_distill.data.examples import FederatedData
+from fed_distill.data.tasks import RELEVANCE
 from fed_distill.distill.coverage import check_labels_files
 from fed_distill.distill.masked import check_token_model
 from fed_distill.distill.teacher import check_fine_tuning
@@ -58,6 +59,11 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     if recommenders and not (data.task.of_histories and data.task.gains):
         raise ConfigError(
             f"control {recommenders[0]!r} recommends by purchases, which task {data.task.name!r} does not have: "
+            "remove it from controls"
+        )
+    if "bm25" in experiment.controls and data.task.name != RELEVANCE.name:
+        raise ConfigError(
+            f"control 'bm25' ranks titles for queries, which task {data.task.name!r} does not have: "
             "remove it from controls"
         )
     for federation in experiment.federations():

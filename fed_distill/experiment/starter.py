@@ -15,7 +15,7 @@ from fed_distill.data import load
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.proxy_account import repeats_server
 from fed_distill.data.recognize import Recognized
-from fed_distill.data.tasks import RECOMMEND
+from fed_distill.data.tasks import RECOMMEND, RELEVANCE
 from fed_distill.errors import DataError
 from fed_distill.experiment.preflight import check_settings, check_with_data
 from fed_distill.text.words import one_line
@@ -144,6 +144,7 @@ def _written(
     steps = max(40, min(200, found.rows // 16))
     name = one_line(str(file))
     told = (("Not certain", found.doubts), ("Notes", notes))
+    lexical = ["bm25"] if found.task == RELEVANCE.name else []
     dropped = ", ".join(f"{label or 'no label'} ({count:,} rows)" for label, count in found.dropped.items())
     parts = [
         f"# A first experiment on {one_line(found.path.name)}, by `fed-distill init`. Run it: fed-distill run {name}\n",
@@ -152,8 +153,8 @@ def _written(
         *(f"#\n# {title}:\n" + "".join(f"# - {one_line(one)}\n" for one in lines) for title, lines in told if lines),
         _toml({"name": as_name(file.stem)}),
         "# What the methods are compared with: labels alone, the server alone, each merchant alone, all data in one "
-        "place, no teacher.\n",
-        _toml({"controls": list(DEFAULT_CONTROLS)}),
+        f"place, no teacher{', and search by words without a model' if lexical else ''}.\n",
+        _toml({"controls": [*DEFAULT_CONTROLS, *lexical]}),
         "\n[data]\n",
         _toml({"dataset": "table", "task": found.task}),
         _merchant_lines(data, bool(found.sizes)),

@@ -27,6 +27,7 @@ ROW_NAMES = {
     "pooled": "all data pooled",
     "fedavg": "FedAvg, no teacher",
     "oracle-proxy": "true labels on the proxy set",
+    "bm25": "BM25, no training",
     "popularity": "most popular products",
     "repeat": "bought before, then most popular",
     "item-knn": "nearest products (item-kNN)",

@@ -11,8 +11,8 @@ from itertools import product
 from typing import Any
 
 from fed_distill.config import Experiment
-from fed_distill.config.controls import OF_PURCHASES
-from fed_distill.data.tasks import NEXT_BASKET
+from fed_distill.config.controls import OF_PURCHASES, UNTRAINED
+from fed_distill.data.tasks import NEXT_BASKET, RELEVANCE
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.sweeps.axes import Choice
@@ -208,9 +208,10 @@ def controls_of(base: Experiment, cell: Experiment) -> Experiment:
     """Return the experiment with the controls of ``cell``: no privacy, and the base's rounds and merchants' training.
 
     Its federation is the control ``fedavg``, with the base's aggregator; if the base does not list it, the run has a
-    single round, because a run requires a federation. Recommenders by purchases are left out for tasks that have none.
+    single round, because a run requires a federation. Controls of other tasks are left out.
     """
-    left_out = {"fedavg", *(OF_PURCHASES if cell.data.task != NEXT_BASKET.name else ())}
+    fit = {NEXT_BASKET.name: OF_PURCHASES, RELEVANCE.name: ("bm25",)}.get(cell.data.task, ())
+    left_out = {"fedavg", *UNTRAINED} - {*fit}
     wanted = [name for name in base.controls if name not in left_out]
     whole = "fedavg" in base.controls
     local_epochs = base.federation.options.get("local_epochs")

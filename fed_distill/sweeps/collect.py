@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fed_distill.config import CONTROLS
-from fed_distill.config.controls import OF_PURCHASES
+from fed_distill.config.controls import UNTRAINED
 from fed_distill.data.dataset import test_to_train
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.evaluation.statistics import estimate, holm
@@ -237,7 +237,7 @@ def _controls(summary: Mapping[str, Any] | None, wanted: Sequence[str]) -> dict[
     if summary is None:
         return {}
     rows = {**summary["controls"], "fedavg": summary["student"]}
-    return {name: rows[name] for name in wanted if name in rows or name not in OF_PURCHASES}
+    return {name: rows[name] for name in wanted if name in rows or name not in UNTRAINED}
 
 
 def _training_examples(summary: Mapping[str, Any]) -> int | None:

@@ -122,8 +122,8 @@ def write(tmp_path, text):
         ("name = 'two words'", "name must be text that matches"),
         (
             "controls = ['server', 'oracle']",
-            r"controls\.2 must be 'student', 'server', 'local', 'pooled', 'fedavg', 'oracle-proxy', 'popularity', "
-            "'repeat' or 'item-knn', not 'oracle'",
+            r"controls\.2 must be 'student', 'server', 'local', 'pooled', 'fedavg', 'oracle-proxy', 'bm25', "
+            "'popularity', 'repeat' or 'item-knn', not 'oracle'",
         ),
         (
             "[data]\nvalid_share = 0.5\ntest_share = 0.5",

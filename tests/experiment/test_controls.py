@@ -8,9 +8,14 @@ import pytest
 from safetensors.torch import load_file
 
 from fed_distill.config import Experiment
+from fed_distill.data import load
 from fed_distill.errors import ConfigError, DataError
+from fed_distill.evaluation.lexical import bm25
+from fed_distill.evaluation.metrics import ndcg_by_query
+from fed_distill.evaluation.recommenders import as_probabilities
 from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.store import read_summary
 
 QUICK = {"federation.rounds": 1, "adaptation.enabled": False, "controls": ["student", "server", "fedavg"]}
 
@@ -113,6 +118,23 @@ def test_true_labels_of_the_proxy_set_are_required_before_anything_is_trained(ti
     with pytest.raises(DataError, match="'oracle-proxy' requires the true labels of the proxy set"):
         simulate(tiny_experiment(tmp_path, changes))
     assert not any(tmp_path.iterdir())
+
+
+def test_bm25_has_the_titles_of_the_server_and_needs_no_student(tiny_experiment, simulate, tmp_path):
+    experiment = tiny_experiment(tmp_path, {**QUICK, "controls": ["bm25", "server"]})
+    folder, _ = simulate(experiment)
+    data = load(experiment.data)
+    found = bm25([*data.public.pairs, *data.proxy.pairs])(data.ranking_test.examples)
+    by_query = ndcg_by_query(as_probabilities(found, data.task), data.ranking_test, data.task)
+    row = read_summary(folder)["controls"]["bm25"]
+    assert row["ndcg@10"] == pytest.approx(sum(by_query) / len(by_query))
+    assert (row["accuracy"], row["macro_f1"]) == (None, None)
+    assert "BM25, no training" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_bm25_is_refused_where_there_are_no_queries(tiny_experiment, simulate, tmp_path):
+    with pytest.raises(ConfigError, match="control 'bm25' ranks titles for queries, which task 'sentiment' does not"):
+        simulate(tiny_experiment(tmp_path, {**QUICK, "controls": ["bm25"], "data.task": "sentiment"}))
 
 
 def test_fedavg_is_the_only_arm_that_starts_without_a_teacher():
