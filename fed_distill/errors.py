@@ -80,8 +80,8 @@ class BudgetExceeded(FedDistillError):
 class LedgerError(FedDistillError):
     """A merchant's ledger is torn, edited, or another merchant's.
 
-    Remedy: Restore an intact copy of the ledger before this merchant takes part again; ``fed-distill ledger verify``
-    checks it.
+    Remedy: Restore a copy from after its last charge, or begin an empty ledger and lower ``max_epsilon`` by what may
+    have been spent; ``fed-distill ledger verify`` checks it.
     """
 
 

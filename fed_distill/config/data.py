@@ -80,7 +80,7 @@ class DataConfig(ConfigTable):
     proxy_from: Literal["public", "catalogue", "generated"] = Field(
         "public",
         description="public: draw the proxy set from the public merchants' training rows; catalogue: from the titles "
-        "and queries of all merchants' training products, which anybody can see on a marketplace, without labels; "
+        "and queries of all merchants' training products, which must be public, without labels; "
         "generated: recombine words of the public merchants' training texts, where merchants' titles are not public",
     )
     proxy_neighbours: Share = Field(

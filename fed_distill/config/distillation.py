@@ -95,7 +95,7 @@ class TeacherConfig(OptimizerConfig):
     precision: Precision = Field(
         "float32",
         description="precision of matrix products in fine-tuning and labelling; bfloat16 is about twice as fast on "
-        "GPUs and on CPUs with AVX-512 BF16 or AMX, and slower on others",
+        "CPUs with AVX-512 BF16 or AMX, and slower on others",
     )
     masked: MaskedConfig = Field(default_factory=MaskedConfig)
     options: dict[str, Any] = Field(default_factory=dict, description="options of the model")

