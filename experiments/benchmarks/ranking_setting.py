@@ -36,7 +36,7 @@ from fed_distill.storage.parts import CHECKPOINT, RunPart
 
 LABELS, TEACHER, MERCHANTS = "labels", "labels, teacher", "labels, teacher, merchants"
 """What a model was trained on: the server's labels, the teacher's labels of the proxy set, merchants' data."""
-NOTHING = "nothing of it"
+NOTHING = "not fine-tuned"
 _EXAMPLES = 64
 """Texts on which an export of an encoder is checked."""
 
