@@ -10,6 +10,7 @@ import shutil
 import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -54,25 +55,30 @@ class RunStore:
 
     @classmethod
     def create(cls, folder: Path, experiment: Experiment) -> Self:
-        """Create a run in a new ``folder``; raise ConfigError if the folder is not empty."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-        fresh.mkdir()
-        lock = _take_lock(fresh)
-        try:
+        """Create a run in a new ``folder``.
+
+        :raises ConfigError: the folder is not empty
+        :raises CheckpointError: the disk is full; nothing is left
+        """
+        with space_for(folder, "start the run again"), ExitStack() as undo:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+            fresh.mkdir()
+            undo.callback(shutil.rmtree, fresh, ignore_errors=True)
+            lock = undo.enter_context(_take_lock(fresh))
             header = ", ".join(f"{name} {version}" for name, version in versions().items())
             mark_layout(fresh / CHECKPOINT)
             write_atomic(fresh / EXPERIMENT, f"# Written by {header}\n{experiment.to_toml()}")
             write_atomic(fresh / CHECKPOINT / FILES, json.dumps(_files_of(experiment), indent=2) + "\n")
-            os.rename(fresh, folder)
-        except OSError as error:
-            lock.close()
-            shutil.rmtree(fresh, ignore_errors=True)
-            if folder.exists():
+            try:
+                os.rename(fresh, folder)
+            except OSError as error:
+                if not folder.exists():
+                    raise
                 raise ConfigError(
                     f"{folder} exists: continue this run with --resume, or start another one with --name NAME"
                 ) from error
-            raise
+            undo.pop_all()
         sync_folder(folder.parent)
         return cls(folder, lock)
 

@@ -98,6 +98,8 @@ class NeighbourGraph:
         :param alive: which rows count, bool ``[n]``; None: all. More rows are searched for until k of them count
         """
         wanted = min(k, self._size if alive is None else int(alive.sum()))
+        if not wanted:
+            return np.empty(0, dtype=np.int64)
         count = wanted
         while True:
             keys: npt.NDArray[np.uint64] = self._graph.search(query, count, threads=1).keys

@@ -150,7 +150,7 @@ def _replace(folder: Path, index: ProductIndex, digest: str) -> int:
             }
             write_atomic(folder / INDEX, strict_json(content, INDEX, indent=1) + "\n")
         except BaseException:
-            for name in files.values():
+            for name in set(files.values()) - {path.name for path in current_files(folder)}:
                 (folder / name).unlink(missing_ok=True)
             raise
         for path in _content(folder):
@@ -199,6 +199,15 @@ def load_index(folder: Path, student: VectorStudent, digest: str) -> ProductInde
         ) as error:
             raise DataError(f"{folder} is not an intact index: {error}; build it again: fed-distill index") from error
     raise DataError(f"{folder} is not an intact index: {missing}; build it again: fed-distill index") from missing
+
+
+def current_files(folder: Path) -> list[Path]:
+    """Return the files that ``index.json`` names, which need not exist; none if it cannot be read."""
+    try:
+        description = _Description.model_validate(read_json(folder / INDEX))
+    except (CheckpointError, ValueError, RecursionError):
+        return []
+    return sorted(folder / name for name in description.files.values())
 
 
 def _read_description(path: Path, digest: str) -> dict[str, Any]:

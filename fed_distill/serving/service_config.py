@@ -143,6 +143,16 @@ class ServeConfig(ConfigTable):
                 raise ValueError(f"two keys have one {what}: remove one of them")
         return self
 
+    @model_validator(mode="after")
+    def _canary_answers_all_routes(self) -> Self:
+        for name, route in (("index", "/search"), ("trained", "/explain")):
+            if self.canary and getattr(self.service, name) and not getattr(self.canary, name):
+                raise ValueError(
+                    f"canary.{name} is missing, and service.{name} is set: the canary could not answer its share of "
+                    f"{route}. Set canary.{name}, or remove service.{name}"
+                )
+        return self
+
     @property
     def loopback(self) -> bool:
         """Whether only this machine reaches the service."""
@@ -195,7 +205,11 @@ def _unservable(folder: Path) -> str:
 
 def validated_text(path: Path, text: str) -> ServeConfig:
     """Validate the ``text`` of a ``serve.toml`` before it is written; errors are those of ``read_serve_config``."""
-    return _validated(path, tomllib.loads(text))
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return _validated(path, content)
 
 
 def _placed(table: StudentTable, folder: Path) -> StudentTable:

@@ -39,7 +39,7 @@ def write_serve_file(folder: Path, student: Path, beside: Mapping[str, Path] | N
     lines.append("[service]")
     for name, found in {"student": student, **(beside or {})}.items():
         place = os.path.relpath(os.path.abspath(found), folder.resolve())  # a link stays one: it may be switched
-        lines.append(f"{name} = {json.dumps(place)}")
+        lines.append(f"{name} = {json.dumps(place, ensure_ascii=False)}")
     if "index" not in (beside or {}):
         lines.append('# index = "FOLDER"   # of fed-distill index, for /search')
     if "trained" not in (beside or {}):

@@ -29,8 +29,9 @@ class Agreement:
     """How far two rankings agree.
 
     overlap: share of the first ``TOP`` that both have; None if there are not more than ``TOP`` titles, all of which
-    both have. correlations: Spearman's rho and Kendall's tau-b of the scores by ``spearman`` and ``kendall``, which
-    allow for ties; without those that are undefined, of fewer than two titles or of equal scores.
+    both have, or if neither found a product. correlations: Spearman's rho and Kendall's tau-b of the scores by
+    ``spearman`` and ``kendall``, which allow for ties; without those that are undefined, of fewer than two titles or
+    of equal scores.
     """
 
     overlap: float | None
@@ -125,7 +126,7 @@ def rankings_agree(answered: Scores, shadow: Scores) -> Agreement:
 
 def hits_agree(answered: Sequence[str], shadow: Sequence[str]) -> Agreement:
     """Compare two lists of products, from best to worst, by what is among the first ``TOP`` of both."""
-    return Agreement(_overlap(answered, shadow) if answered and shadow else None)
+    return Agreement(_overlap(answered, shadow) if answered or shadow else None)
 
 
 def _overlap(first: Sequence[object], second: Sequence[object]) -> float:

@@ -15,8 +15,8 @@ from typing import Literal
 from fed_distill.data.student_description import DESCRIPTION
 from fed_distill.errors import ConfigError
 from fed_distill.serving.api_keys import KeyRing
-from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT
-from fed_distill.serving.index_files import INDEX
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, REFERENCE
+from fed_distill.serving.index_files import INDEX, current_files
 from fed_distill.serving.served_student import LoadedStudent, ServedStudent, load_checked, load_products
 from fed_distill.serving.service_config import SERVE, ServeConfig, StudentTable, read_serve_config
 from fed_distill.serving.service_metrics import ServiceMetrics
@@ -201,16 +201,18 @@ class Students:
 
 def _files_signature(table: StudentTable) -> Signature:
     """Return what changes when an own file of a student does: an incomplete copy is refused, and tried again."""
-    paths = [table.student / name for name in (EXPORT, CONFORMANCE, DESCRIPTION, TOKENIZER)]
-    paths += sorted((table.student / table.variant).glob("*.onnx"))
+    paths = [table.student / name for name in (EXPORT, CONFORMANCE, DESCRIPTION, TOKENIZER, REFERENCE)]
+    paths += _in_folder(table.student / table.variant)
     if table.trained is not None:
-        paths += [table.trained / place / DESCRIPTION for place in ("", "student")]
+        for folder in (table.trained, table.trained / "student"):
+            if (folder / DESCRIPTION).is_file():  # not the folder of a run, whose other files are not read
+                paths += _in_folder(folder)
     return _signature(tuple(paths))
 
 
 def _signatures(table: StudentTable) -> tuple[Signature, Signature]:
     """Return what changes when a file of a student does, and what does when its index does."""
-    index = () if table.index is None else _signature((table.index / INDEX,))
+    index = () if table.index is None else _signature((table.index / INDEX, *current_files(table.index)))
     return _files_signature(table), index
 
 
@@ -219,12 +221,20 @@ def _index_of(role: Role) -> str:
     return "index" if role == "student" else f"{role} index"
 
 
+def _in_folder(folder: Path) -> list[Path]:
+    """Return what is in a folder, in order; nothing if it is not there."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
 def _signature(paths: tuple[Path, ...]) -> Signature:
     found: list[tuple[int, ...]] = []
     for path in paths:
         try:
             status = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # a damaged index.json may name what cannot be a file
             found.append((0,))
         else:
             found.append((status.st_ino, status.st_size, status.st_mtime_ns))

@@ -120,6 +120,7 @@ class Watch:
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="watching")
         self._drifts: dict[Role, tuple[ServedStudent, StudentDrift | None]] = {}
         self._shadow = None
+        self._shadow_searches = config.shadow is not None and config.shadow.index is not None
         if config.shadow is not None:
             self._shadow = Shadow(config.shadow, students.shadow, students.shadow_executor, metrics.shadow)
 
@@ -171,7 +172,7 @@ class Watch:
                 other = await shadow.rank(query, titles or [])
             return partial(rankings_agree, found.scores, other.scores)
 
-        self._offer("rank", student, ask)
+        self._offer("rank", student, ask, of_index=products is not None)
 
     def recommended(self, student: ServedStudent, asked: RecommendRequest, found: Ranked) -> None:
         """Watch an answer of ``/recommend``."""
@@ -194,15 +195,16 @@ class Watch:
             other = await shadow.search(asked.query, asked.k, asked.candidates)
             return partial(hits_agree, [hit.id for hit in hits], [hit.id for hit in other])
 
-        self._offer("search", student, ask)
+        self._offer("search", student, ask, of_index=True)
 
     async def _show_often(self) -> NoReturn:
         while True:
             self.show()
             await asyncio.sleep(_SHOW_SECONDS)
 
-    def _offer(self, route: str, student: ServedStudent, ask: Ask) -> None:
-        if self._shadow is not None and student is self._students.current():
+    def _offer(self, route: str, student: ServedStudent, ask: Ask, of_index: bool = False) -> None:
+        """Offer a request to the shadow. of_index: only a shadow with an index can answer it."""
+        if self._shadow is not None and student is self._students.current() and (self._shadow_searches or not of_index):
             self._shadow.offer(route, ask)
 
     def _count(self, student: ServedStudent, watched: Watched) -> None:

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from starlette.datastructures import State
+
 from fed_distill.errors import FedDistillError
 from fed_distill.serving.draining import DrainingServer
 from fed_distill.serving.service import build_service
@@ -55,8 +57,7 @@ def main() -> None:
         sys.exit(2)
     channel = socket.socket(fileno=chosen.channel)
     server = _Server(app, config, lambda: channel.sendall(READY))
-    app.state.reload_others = lambda: channel.send(RELOAD)
-    app.state.index_changed = lambda: _tell(channel, LOOK)
+    _connect(app.state, channel)
     with (
         socket.socket(fileno=chosen.listener) as listener,
         channel,
@@ -94,6 +95,12 @@ async def _obey(server: DrainingServer, channel: socket.socket, students: Studen
             drain()
             drain = server.drain
     server.begin_drain()
+
+
+def _connect(state: State, channel: socket.socket) -> None:
+    """Let requests to this worker reach the other ones."""
+    state.reload_others = lambda: _tell(channel, RELOAD)
+    state.index_changed = lambda: _tell(channel, LOOK)
 
 
 def _tell(channel: socket.socket, what: bytes) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,12 @@ from fed_distill.errors import CheckpointError, TrainingError
 
 _LONGEST_NAME = 150
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORMER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.former\.tmp", re.DOTALL)
+"""Name of a folder that ``replace_folder`` has moved aside, with its own name as the group."""
+
+
+class DiskFull(CheckpointError):
+    """There is no space left."""
 
 
 def as_file_name(name: str) -> str:
@@ -43,15 +50,14 @@ def leads_out(path: Path, folder: Path) -> bool:
 
 @contextmanager
 def space_for(path: Path, remedy: str = "continue with --resume") -> Iterator[None]:
-    """Raise CheckpointError, naming ``path`` and a remedy, if its disk or quota is full."""
+    """Raise DiskFull, naming ``path`` and a remedy, if its disk or quota is full; of nested ones, the outermost names
+    both."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except (OSError, DiskFull) as error:
+        if isinstance(error, OSError) and error.errno not in _FULL:
             raise
-        raise CheckpointError(
-            f"{path} cannot be written because the disk is full: free some space and {remedy}"
-        ) from error
+        raise DiskFull(f"{path} cannot be written because the disk is full: free some space and {remedy}") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -91,13 +97,15 @@ def write_atomic(path: Path, content: bytes | str, private: bool = False) -> Non
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Replace the folder at ``path`` atomically.
 
-    The old folder is unchanged until ``fill`` returns. If several processes replace it concurrently, the last one wins.
+    The old folder is unchanged until ``fill`` returns. It is then moved aside, and put back if the new one cannot take
+    its place; of a process that is killed in between, ``remove_leftovers`` puts it back. If several processes replace
+    it concurrently, the last one wins.
 
     :param path: folder to replace
     :param fill: writes the new content into an empty folder
     :raises CheckpointError: the disk is full
     """
-    fresh, old = _beside(path), []
+    fresh, former = _beside(path), []
     with space_for(path):
         try:
             fresh.mkdir()
@@ -106,19 +114,24 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
                 if file.is_file():
                     _sync(file)
             while not _renamed(fresh, path):
-                old.append(_beside(path))
+                former.append(_beside(path, "former.tmp"))
                 with suppress(FileNotFoundError):  # another process has moved it away
-                    os.replace(path, old[-1])
+                    os.replace(path, former[-1])
         finally:
-            for folder in (fresh, *old):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+            for folder in reversed(former):
+                _retire(folder, path)
         sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left beside ``folder``."""
+    """Remove temporary files that a killed process left in ``folder``; a folder whose new content had not taken its
+    place is put back."""
     for path in folder.glob(".*.tmp"):
-        if path.is_dir():
+        former = _FORMER.fullmatch(path.name)
+        if former and not (folder / former[1]).exists():
+            os.replace(path, folder / former[1])
+        elif path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -168,8 +181,17 @@ def _renamed(folder: Path, path: Path) -> bool:
     return True
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+def _retire(former: Path, path: Path) -> None:
+    """Remove the folder that was at ``path``, or put it back if there is none now."""
+    if path.exists():
+        shutil.rmtree(former, ignore_errors=True)
+    else:
+        with suppress(OSError):  # another process has moved it away, or put its own there
+            os.replace(former, path)
+
+
+def _beside(path: Path, suffix: str = "tmp") -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
 
 
 def _sync(path: Path) -> None:

@@ -33,7 +33,7 @@ def hash_tensors(into: "hashlib._Hash", tensors: "Mapping[str, Tensor]") -> None
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
     """Return a fingerprint of the names and contents of files."""
-    return fingerprint(files=[(path.name, _digest(path)) for path in sorted(paths)])
+    return _fingerprint_of((path, path.name) for path in paths)
 
 
 def named_files(value: Any) -> dict[str, str]:
@@ -55,7 +55,7 @@ def named_files(value: Any) -> dict[str, str]:
             if path.is_file():
                 found[text] = files_fingerprint([path])
             elif path.is_dir():
-                found[text] = files_fingerprint(one for one in path.rglob("*") if one.is_file())
+                found[text] = _fingerprint_of(_inside(path, "*"))
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:  # too long for a path, so it is not one
                 raise ConfigError(f"{text} cannot be read: {error.strerror}") from error
@@ -86,8 +86,20 @@ def own_code(name: str) -> str | None:
 
 def sources_fingerprint(paths: Iterable[Path]) -> str:
     """Return a fingerprint of Python files, given directly or in folders; missing paths are ignored."""
-    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
-    return files_fingerprint(file for file in files if file.exists())
+    found = (_inside(path, "*.py") if path.is_dir() else [(path, path.name)] for path in paths)
+    return _fingerprint_of((file, name) for files in found for file, name in files if file.exists())
+
+
+def _inside(folder: Path, pattern: str) -> Iterator[tuple[Path, str]]:
+    """Yield the files in ``folder``, at any depth, with their names relative to it."""
+    for path in folder.rglob(pattern):
+        if path.is_file():
+            yield path, path.relative_to(folder).as_posix()
+
+
+def _fingerprint_of(names: Iterable[tuple[Path, str]]) -> str:
+    """Return a fingerprint of the contents of files and of the names that they go by."""
+    return fingerprint(files=[(name, _digest(path)) for path, name in sorted(names)])
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fed_distill.errors import CheckpointError
 from fed_distill.storage.checkpoints import AGAIN, read_checkpoint, write_checkpoint
-from fed_distill.storage.files import as_file_name, write_atomic
+from fed_distill.storage.files import as_file_name, replace_folder, write_atomic
 from fed_distill.storage.versions import CHECKPOINT_LAYOUT
 
 CHECKPOINT = "checkpoint"
@@ -83,11 +83,9 @@ class RunPart:
 
 
 def mark_layout(state: Path) -> None:
-    """Make the ``checkpoint`` folder of a run, unless there is one, and note in it how it is laid out."""
-    if state.exists():
-        return
-    state.mkdir()
-    write_atomic(state / _LAYOUT, f"{CHECKPOINT_LAYOUT}\n")
+    """Make the ``checkpoint`` folder of a run, unless there is one, with a note in it of how it is laid out."""
+    if not state.exists():
+        replace_folder(state, lambda folder: write_atomic(folder / _LAYOUT, f"{CHECKPOINT_LAYOUT}\n"))
 
 
 def check_layout(state: Path) -> None:

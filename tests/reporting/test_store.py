@@ -1,5 +1,6 @@
 """A run's folder: complete or absent, held by one process, resumable after a kill at any instant."""
 
+import errno
 import json
 import os
 import subprocess
@@ -89,12 +90,23 @@ def test_a_run_whose_files_are_elsewhere_or_that_is_of_an_earlier_release_is_res
         assert store.records() == []
 
 
-def test_a_run_that_cannot_be_created_leaves_nothing(folder, monkeypatch):
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+def test_a_run_that_does_not_fit_on_the_disk_leaves_nothing(folder, monkeypatch, name):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module, "write_atomic", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, name, full)
+    with pytest.raises(CheckpointError, match=r"trial cannot be written .*: free some space and start the run again$"):
+        RunStore.create(folder, EXPERIMENT)
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_an_interrupt_while_a_run_is_created_leaves_nothing(folder, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store_module, "mark_layout", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         RunStore.create(folder, EXPERIMENT)
     assert list(folder.parent.iterdir()) == []
 

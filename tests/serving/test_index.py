@@ -103,6 +103,19 @@ def test_products_are_added_replaced_and_deleted(searching, engine):
     assert [len(segment.vectors) for segment in index.snapshot()] == [19, 0]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_products_can_be_replaced_and_deleted(searching, engine):
+    index = ProductIndex.build(searching, products(TITLES[:3]), engine)
+    index.replace(products(TITLES[3:6]))
+    assert {hit.title for hit in index.search("phone")} == set(TITLES[3:6])
+    index.delete(["0", "1", "2"])
+    assert index.search("phone") == []
+    empty = ProductIndex.build(searching, [], engine)
+    assert empty.search("phone") == []
+    empty.add(products(TITLES[:2]))
+    assert {hit.title for hit in empty.search("phone")} == set(TITLES[:2])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -17,7 +17,8 @@ import pytest
 from fed_distill.errors import DataError
 from fed_distill.serving import index_files
 from fed_distill.serving.index import Product, ProductIndex
-from fed_distill.serving.index_files import INDEX, load_index, save_index
+from fed_distill.serving.index_files import INDEX, current_files, load_index, save_index
+from fed_distill.storage import files
 
 ROOT = Path(__file__).parents[2]
 PRODUCTS = [Product(f"p{number}", f"red phone {number} 手机") for number in range(50)]
@@ -125,6 +126,16 @@ def test_a_description_that_is_none_is_an_error(searching, tmp_path, content):
         load_index(tmp_path / "index", searching, "digest")
 
 
+def test_the_current_files_are_those_that_the_description_names(searching, tmp_path):
+    assert current_files(tmp_path / "nothing") == []
+    save_index(ProductIndex.build(searching, PRODUCTS, "usearch"), tmp_path, "digest")
+    (tmp_path / "vectors-0a1b2c3d.npy").write_bytes(b"left by a killed process")
+    assert current_files(tmp_path) == sorted(change(tmp_path).values())
+    for damaged in ("[", "[" * 100_000, "[]", "{}"):
+        (tmp_path / INDEX).write_text(damaged)
+        assert current_files(tmp_path) == []
+
+
 def test_a_graph_of_other_vectors_is_an_error(searching, tmp_path):
     save_index(ProductIndex.build(searching, PRODUCTS, "usearch"), tmp_path / "one", "digest")
     save_index(ProductIndex.build(searching, PRODUCTS[:9], "usearch"), tmp_path / "two", "digest")
@@ -186,6 +197,23 @@ def test_a_failed_write_leaves_nothing_behind(searching, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_index(ProductIndex.build(searching, PRODUCTS[:2]), folder, "digest")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_an_error_after_the_description_was_replaced_leaves_the_new_index(searching, tmp_path, monkeypatch, error):
+    folder = tmp_path / "index"
+    save_index(ProductIndex.build(searching, PRODUCTS), folder, "digest")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(files, "sync_folder", fail)
+    with pytest.raises(type(error)):
+        save_index(ProductIndex.build(searching, PRODUCTS[:2]), folder, "digest")
+    monkeypatch.undo()
+    assert len(load_index(folder, searching, "digest")) == 2
+    save_index(ProductIndex.build(searching, PRODUCTS), folder, "digest")
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_folder_with_other_files_and_a_second_writer_are_errors(searching, tmp_path):

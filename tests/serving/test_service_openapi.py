@@ -41,7 +41,7 @@ def configs(exported, tmp_path_factory):
         "a student": config_of(export),
         "everything": config_of(
             export,
-            canary={"student": export, "share": 0.5},
+            canary={"student": export, "share": 0.5, "index": folder / "index", "trained": trained},
             keys=[key_of("operator", SCOPES)],
             index=folder / "index",
             trained=trained,

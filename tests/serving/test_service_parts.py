@@ -1,6 +1,7 @@
 """Keys, settings, batches and the cache of the service, each alone."""
 
 import asyncio
+import shutil
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,8 @@ def test_this_machine_is_served_without_keys(host):
         ('[service]\nstudent = "x"\nport = 99999\n', "service.port must be at most 65535"),
         ('[service]\nstudent = "x"\n[[key]]\nname = "a\\r\\nb"\nsha256 = ""\nscopes = []\n', "key.1.name"),
         ('[service]\nstudent = "x"\n[[key]]\nname = "a"\nsha256 = "plain"\nscopes = ["rank"]\n', "key.1.sha256"),
+        ('[service]\nstudent = "x"\nindex = "i"\n[canary]\nstudent = "y"\n', r"canary\.index is missing.* of /search"),
+        ('[service]\nstudent = "x"\ntrained = "r"\n[canary]\nstudent = "y"\n', r"canary\.trained is missing.*/explain"),
         ("not toml", "not valid TOML"),
     ],
 )
@@ -100,6 +103,19 @@ def test_a_name_that_would_change_the_file_is_refused(exported, tmp_path):
     with pytest.raises(ConfigError, match="exists"):
         write_serve_file(tmp_path / "s", exported("two-tower")[1])
     assert (tmp_path / "s" / "serve.toml").read_text() == before
+
+
+def test_a_key_is_not_added_to_a_file_that_is_not_toml(tmp_path):
+    (tmp_path / "serve.toml").write_text("[service\n")
+    with pytest.raises(ConfigError, match=r"serve\.toml is not valid TOML"):
+        add_key(tmp_path, "shop")
+    assert (tmp_path / "serve.toml").read_text() == "[service\n"
+
+
+def test_a_folder_may_have_any_name(exported, tmp_path):
+    export = shutil.copytree(exported("two-tower")[1], tmp_path / 'export "🚀" \\ä')
+    write_serve_file(tmp_path / "s", export)
+    assert read_serve_config(tmp_path / "s").service.student.resolve() == export
 
 
 def test_folders_are_relative_to_the_file(exported, tmp_path, monkeypatch):

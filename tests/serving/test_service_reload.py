@@ -1,5 +1,6 @@
 """A new student, a canary and new keys come into service while requests are answered."""
 
+import os
 import re
 import shutil
 import threading
@@ -174,6 +175,32 @@ def test_a_release_of_export_index_and_run_is_switched_by_one_rename(exported, t
         assert (explained.status_code, found.status_code) == (200, 200)
         score = load_student(exported("static")[0]).rank("usb hub", TITLES[:1]).scores[0]
         assert explained.json()["score"] == pytest.approx(score, abs=1e-5)
+
+
+@pytest.mark.parametrize("late", ["index/vectors-*.npy", "index/products-*.arrow", "run/model.safetensors"])
+def test_a_copy_whose_last_file_comes_late_is_loaded(exported, tmp_path, late):
+    """The rest of the copy was refused before, and does not change any more."""
+    trained, export = exported("two-tower")
+    student = load_student(trained)
+    run, index = shutil.copytree(trained, tmp_path / "run"), tmp_path / "index"
+    save_index(ProductIndex.build(student, [Product("1", TITLES[0])]), index, student.digest)
+    (path,) = tmp_path.glob(late)
+    with serving(config_of(export, index=index, trained=run)) as client:
+        content = path.read_bytes()
+        path.unlink()
+        os.utime(path.with_name("index.json" if path.parent == index else "student.json"), ns=(0, 0))
+        until(lambda: client.get("/ready").json()["refused"] == ["index" if path.parent == index else "student"])
+        path.write_bytes(content)
+        until(lambda: client.get("/ready").json()["refused"] == [])
+        assert client.post("/search", json={"query": "usb hub"}).json()["hits"][0]["id"] == "1"
+
+
+def test_a_reference_that_comes_late_is_loaded(export):
+    loaded = 'fed_distill_reloads_total{result="loaded",what="student"} 2.0'
+    with serving(config_of(export)) as client:
+        assert loaded not in client.get("/metrics").text
+        (export / "reference.json").write_text("{}")
+        until(lambda: loaded in client.get("/metrics").text)
 
 
 def test_a_run_that_is_mended_is_noticed(exported, export, tmp_path):

@@ -56,6 +56,7 @@ def test_overlap_is_that_of_the_first_ten():
     assert rankings_agree(scores[:1], scores[:1]) == Agreement(None)
     assert rankings_agree(scores, np.zeros(20)) == Agreement(0.0)  # equal scores: the first titles are first
     assert hits_agree(["a", "b", "c", "d"], ["d", "x", "b"]) == Agreement(0.5)
+    assert hits_agree(["a", "b"], []) == hits_agree([], ["a", "b"]) == Agreement(0.0)
     assert hits_agree([], []) == Agreement(None)
 
 
@@ -139,6 +140,21 @@ def test_searches_are_compared_by_their_first_hits(exported, tmp_path):
             assert client.post("/rank", json={"query": "usb", "products": ["p1", "p7"]}).status_code == 200
         until(lambda: results(client, "search")["compared"] == results(client)["compared"] == 5)
         assert value(client, 'shadow_overlap_sum{route="search"}') == 5
+
+
+def test_a_shadow_without_an_index_is_asked_about_titles_alone(exported, tmp_path):
+    export = exported("two-tower")[1]
+    student = load_exported(export)
+    save_index(ProductIndex.build(student, [Product("p1", TITLES[0])]), tmp_path / "index", student.digest)
+    shadow = {"student": exported("lstm")[1], "share": 1.0}
+    with serving(config_of(export, shadow=shadow, index=tmp_path / "index")) as client:
+        until(lambda: len(client.get("/ready").json()["students"]) == 2)
+        assert client.post("/search", json={"query": "usb hub"}).status_code == 200
+        assert client.post("/rank", json={"query": "usb", "products": ["p1"]}).status_code == 200
+        assert client.post("/rank", json=BODY).status_code == 200
+        until(lambda: results(client)["compared"] == 1)
+        assert results(client) == {"compared": 1, "failed": 0, "dropped": 0}
+        assert set(results(client, "search").values()) == {0}
 
 
 def test_a_full_queue_drops_and_never_waits():

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from starlette.datastructures import State
 
 from fed_distill.errors import ServiceError
-from fed_distill.serving import supervisor
+from fed_distill.serving import supervisor, worker
 from fed_distill.serving.api_keys import key_hash
 from fed_distill.serving.index import Product, ProductIndex
 from fed_distill.serving.index_files import save_index
@@ -318,6 +319,21 @@ def test_what_cannot_start_says_why_once(export, tmp_path, mistake):
     assert done.returncode == 2, done.stderr
     assert all(part in " ".join(done.stderr.split()) for part in expected), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("supervisor", ["paused", "gone"])
+def test_a_worker_answers_although_its_supervisor_does_not_listen(supervisor):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        if supervisor == "gone":
+            theirs.close()
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            while True:
+                ours.send(b"." * 65536)
+        state = State()
+        worker._connect(state, ours)
+        assert (state.reload_others(), state.index_changed()) == (None, None)
 
 
 @pytest.mark.parametrize("late", [False, True])

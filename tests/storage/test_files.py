@@ -1,13 +1,23 @@
 """Files are whole or absent, and hold no NaN."""
 
+import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from fed_distill.errors import CheckpointError, TrainingError
-from fed_distill.storage.files import read_json, remove_leftovers, replace_folder, strict_json, write_atomic
+from fed_distill.storage import files
+from fed_distill.storage.files import (
+    read_json,
+    remove_leftovers,
+    replace_folder,
+    space_for,
+    strict_json,
+    write_atomic,
+)
 
 
 class Killed(BaseException):
@@ -63,6 +73,52 @@ def test_a_folder_stays_as_it_is_when_filling_fails(tmp_path):
         replace_folder(folder, half)
     assert (folder / "model.bin").read_bytes() == b"1"
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def interrupted(at, monkeypatch, tmp_path):
+    """Replace a folder's content, ``old``, and be interrupted at the rename of this number."""
+    folder, replace, renames = tmp_path / "student", os.replace, iter(range(9))
+    replace_folder(folder, lambda path: (path / "old.bin").write_bytes(b"1"))
+
+    def interrupt(old, new):
+        if next(renames) == at:
+            raise Killed
+        replace(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", interrupt)
+        with pytest.raises(Killed):
+            replace_folder(folder, lambda path: (path / "new.bin").write_bytes(b"2"))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_folder_that_was_moved_aside_is_put_back_by_an_interrupt(tmp_path, monkeypatch, at):
+    interrupted(at, monkeypatch, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["student", "old.bin"]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_folder_that_a_killed_process_moved_aside_is_put_back(tmp_path, monkeypatch, at):
+    with monkeypatch.context() as patched:  # nothing tidies up after a SIGKILL
+        patched.setattr(files, "_retire", lambda *_: None)
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        interrupted(at, monkeypatch, tmp_path)
+    assert (tmp_path / "student").exists() == (at == 1)
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["student", "old.bin"]
+    replace_folder(tmp_path / "student", lambda path: (path / "new.bin").write_bytes(b"2"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["student", "new.bin"]
+
+
+def test_the_outermost_remedy_of_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CheckpointError, match=r"a\.txt cannot be written .* continue with --resume"):
+        write_atomic(tmp_path / "a.txt", "new")
+    with pytest.raises(CheckpointError, match=r"b cannot be written .* start again"), space_for("b", "start again"):
+        write_atomic(tmp_path / "a.txt", "new")
 
 
 def test_two_processes_may_replace_a_folder_at_once(tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """What configurations depend on beside their words: files that they name, and code that import paths lead to."""
 
+import hashlib
+import json
+
 import pytest
 
 from fed_distill.errors import ConfigError
-from fed_distill.storage.fingerprint import named_files, own_code, sources_fingerprint
+from fed_distill.storage.fingerprint import files_fingerprint, named_files, own_code, sources_fingerprint
 
 
 def test_files_and_folders_are_known_by_their_contents(tmp_path):
@@ -20,6 +23,26 @@ def test_files_and_folders_are_known_by_their_contents(tmp_path):
     second = named_files(named)
     assert second[str(words)] == first[str(words)]
     assert second[str(tmp_path / "model")] != first[str(tmp_path / "model")]
+
+
+def test_a_file_in_a_folder_is_known_by_its_place(tmp_path):
+    place = tmp_path / "model" / "a" / "x.py"
+    place.parent.mkdir(parents=True)
+    place.write_text("1", encoding="utf-8")
+    first = named_files(str(tmp_path / "model")), sources_fingerprint([tmp_path / "model"])
+    place.parent.rename(tmp_path / "model" / "b")
+    second = named_files(str(tmp_path / "model")), sources_fingerprint([tmp_path / "model"])
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
+def test_a_fingerprint_of_files_directly_in_a_folder_stays(tmp_path):
+    """Results of earlier versions are cached by it."""
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    digests = [(name, hashlib.sha256(name.encode()).hexdigest()) for name in ("a.py", "b.py")]
+    expected = hashlib.sha256(json.dumps({"files": digests}).encode()).hexdigest()[:32]
+    assert named_files(str(tmp_path)) == {str(tmp_path): expected}
+    assert sources_fingerprint([tmp_path]) == files_fingerprint(tmp_path.iterdir()) == expected
 
 
 @pytest.mark.parametrize("text", ["linear", "", "not/there.txt", "a" * 5000 + "/b", "org/model"])

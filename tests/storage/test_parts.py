@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fed_distill.errors import CheckpointError
+from fed_distill.storage import parts
 from fed_distill.storage.parts import RunPart, check_layout, mark_layout
 from fed_distill.storage.versions import CHECKPOINT_LAYOUT
 
@@ -57,3 +58,16 @@ def test_a_folder_that_another_version_laid_out_is_refused(tmp_path):
     mark_layout(state)  # does not adopt what there is
     with pytest.raises(CheckpointError, match="another version of fed-distill"):
         check_layout(state)
+
+
+def test_there_is_no_folder_before_it_says_how_it_is_laid_out(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    state = tmp_path / "checkpoint"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts, "write_atomic", interrupted)
+        mark_layout(state)
+    assert not state.exists()
+    mark_layout(state)
+    check_layout(state)
