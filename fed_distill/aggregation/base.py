@@ -1,7 +1,7 @@
 """Interface of aggregators: from the global weights and the merchants' updates to the next global weights."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,14 @@ class Aggregator(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore a ``state``."""
+
+
+@runtime_checkable
+class HasMinimum(Protocol):
+    """An aggregator that requires several merchants."""
+
+    def minimum(self) -> int:
+        """Return the minimum number of merchants in a merge."""
 
 
 class Stateless:

@@ -1,6 +1,7 @@
 """Check an aggregator's requirements on the experiment."""
 
 from fed_distill.aggregation import AGGREGATORS, SUBMODEL_AGGREGATORS
+from fed_distill.aggregation.base import HasMinimum
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.errors import ConfigError
 
@@ -18,3 +19,9 @@ def check(experiment: Experiment, federation: FederationConfig, averages: bool) 
         raise ConfigError(
             f"aggregator {federation.aggregator} averages submodels: it requires training.submodel = true"
         )
+
+
+def least_merchants(federation: FederationConfig) -> int:
+    """Return the minimum number of merchants in a round that the federation's aggregator can merge."""
+    built = AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
+    return built.minimum() if isinstance(built, HasMinimum) else 1

@@ -7,8 +7,8 @@ positive, however small, and cosines with updates trained towards the opposite a
 Nguyen et al., "FLAME: Taming backdoors in federated learning", USENIX Security 2022, algorithm 1. It differs in
 
 - the filter: FLAME keeps the largest HDBSCAN cluster by cosine distance. Here a merchant is kept if its median cosine
-  with the other kept merchants is positive, repeated until nothing changes. At least half of all are kept (FLAME:
-  more than half);
+  with the other kept merchants is positive, repeated among those kept until nothing changes. At least half of all are
+  kept (FLAME: more than half);
 - the mean, which is weighted by examples, and for submodels per row over the merchants that sent it (Ding et al.,
   NeurIPS 2022);
 - the noise, which is omitted: differential privacy is the task of ``mechanisms/``.
@@ -80,26 +80,27 @@ def admitted(products: Tensor) -> Tensor:
     """Return which merchants are kept, bool ``[merchants]``; at least half of all.
 
     A merchant is kept if its median cosine with the other kept merchants is positive. The filter is repeated, because
-    Byzantine updates that agree with each other stand out once some of them are discarded.
+    Byzantine updates that agree with each other stand out once some of them are discarded. Whoever is discarded stays
+    so, as otherwise a merchant could be discarded and kept in turn without end.
 
     :param products: inner products of the updates, float64 ``[merchants, merchants]``
     """
     norms = products.diagonal().sqrt()
     cosines = products / torch.outer(norms, norms).clamp_min(torch.finfo(torch.float64).tiny)
     kept = torch.ones(len(products), dtype=torch.bool)
-    for _ in range(len(products)):
-        before, kept = kept, _filter(cosines, kept)
-        if torch.equal(before, kept):
-            break
+    while not torch.equal(kept, fewer := _filter(cosines, kept)):
+        kept = fewer
     return kept
 
 
 def _filter(cosines: Tensor, candidates: Tensor) -> Tensor:
-    """Keep merchants with a positive median cosine with the other ``candidates``, and at least the better half."""
+    """Keep ``candidates`` with a positive median cosine with the others, and at least as many as half of all merchants,
+    those with the largest medians."""
     others = candidates.expand_as(cosines) & ~torch.eye(len(cosines), dtype=torch.bool)
     medians = cosines.masked_fill(~others, torch.nan).nanquantile(0.5, dim=1).nan_to_num(0.0)
-    kept = medians > 0.0
-    kept[medians.argsort(descending=True, stable=True)[: math.ceil(len(cosines) / 2)]] = True
+    order = medians.masked_fill(~candidates, -math.inf).argsort(descending=True, stable=True)
+    kept = candidates & (medians > 0.0)
+    kept[order[: math.ceil(len(cosines) / 2)]] = True
     return kept
 
 

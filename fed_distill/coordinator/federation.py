@@ -216,12 +216,15 @@ class Federation:
         starts: Mapping[str, Mapping[str, Weights]],
         state: GlobalState,
         number: int,
+        least: int = 1,
     ) -> UplinkValidator:
         """Return the uplinks of round ``number``, from all requested merchants that are online.
 
+        :param least: minimum number of merchants, in addition to the minimum share
         :raises TooFewAnswers: too few merchants are online; nothing was sent
         """
-        merchants, share, max_norm_ratio = request.merchants, self.config.minimum_share, self.config.max_norm_ratio
+        merchants, max_norm_ratio = request.merchants, self.config.max_norm_ratio
+        share = min(max(self.config.minimum_share, least / max(len(merchants), 1)), 1.0)
         away = self.sites.away()
         check_there(merchants, away, share, number)
         chunks = self.answers(request, down, starts, away) if merchants else iter(())
@@ -243,12 +246,17 @@ class Federation:
 
 
 def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str, number: int) -> list[str]:
-    """Return the sorted merchants of one round: a random share of all, at least one."""
-    size = max(1, round(participation * len(merchants)))
+    """Return the sorted merchants of one round: a random share of all, see ``sample_size``."""
+    size = sample_size(len(merchants), participation)
     if size == len(merchants):
         return list(merchants)
     chosen = seeds.numpy_stream(seed, arm, number, "sample merchants").choice(len(merchants), size, replace=False)
     return [merchants[place] for place in sorted(chosen)]
+
+
+def sample_size(merchants: int, participation: float) -> int:
+    """Return the number of merchants of one round: the rounded share of all, at least one."""
+    return max(1, round(participation * merchants))
 
 
 def round_learning_rate(optimizer: OptimizerConfig, number: int, rounds: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fed_distill.aggregation.base import Aggregator
+from fed_distill.aggregation.checks import least_merchants
 from fed_distill.config import FederationConfig
 from fed_distill.coordinator.attempts import patiently
 from fed_distill.coordinator.federation import Federation, round_learning_rate
@@ -104,9 +105,10 @@ def _one_round(federation: Federation, aggregator: Aggregator, progress: Federat
         }
     down = method.broadcast(state)
     failed: list[str] = []
+    least = least_merchants(config)
 
     def take() -> tuple[GlobalState, UplinkValidator]:
-        intake = federation.intake(request, down, starts, state, number)
+        intake = federation.intake(request, down, starts, state, number, least)
         merged = method.merge(state, intake, federation.services(aggregator, number))
         intake.finish()
         return merged, intake

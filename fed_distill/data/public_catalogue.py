@@ -1,7 +1,7 @@
 """Draw the proxy set from the marketplace's public catalogue (``data.proxy_from = "catalogue"``).
 
-Threat model. On a marketplace anybody can see what each merchant offers: the titles of the products, and the queries
-that customers type, which the marketplace itself collects. Private is what merchants and customers did: grades, clicks
+Threat model. On a marketplace anybody can see what each merchant offers: the titles of the products. Queries must be
+such as may be published, and not single customers' own. Private is what merchants and customers did: grades, clicks
 and orders, and which product an offer is. So the catalogue is the texts of *all* merchants' training products, and the
 proxy set reveals the merchants' assortment, which is public already. Never in it: a label, grade or product code, the
 rows that join a query with a title, and the products of validation and test. Where titles are not public, for example
@@ -136,7 +136,7 @@ def _histories(
     found: dict[tuple[str, int], None] = {}
     for _ in range(_ROUNDS if titles else 0):
         missing = size - len(found)
-        if not missing:
+        if missing <= 0:
             break
         anchors = _each_in_turn(len(titles), -(-missing // _CANDIDATES), rng)
         ranks = min(len(titles) - 1, _RANKS)
@@ -153,7 +153,8 @@ def _histories(
         for history, candidates in zip(clicks.tolist(), shown.tolist(), strict=True):
             text = HISTORY_SEPARATOR.join(titles[at] for at in history)
             found.update(dict.fromkeys((text, candidate) for candidate in candidates))
-    keys = [list(found)[at] for at in rng.permutation(min(size, len(found)))] if found else []
+    listed = list(found)
+    keys = [listed[at] for at in rng.permutation(min(size, len(listed)))] if listed else []
     return [text for text, _ in keys], np.fromiter((at for _, at in keys), dtype=np.int64, count=len(keys))
 
 

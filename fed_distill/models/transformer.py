@@ -60,8 +60,8 @@ class Transformer(TextModel):
         }
         if network is None:
             network = network_of(AutoModelForSequenceClassification, config, num_labels=classes)
-        positions = getattr(network.config, "max_position_embeddings", None)
-        if isinstance(positions, int) and 0 < positions < max_length:
+        positions = positions_of(network)
+        if positions is not None and positions < max_length:
             raise ConfigError(f"max_length is {max_length:,} tokens, and the network has {positions:,} positions")
         self.network = network
         self._per_example = self.architecture in PER_EXAMPLE
@@ -146,6 +146,19 @@ def network_of(factory: Any, config: Mapping[str, Any], **changes: Any) -> PreTr
     with quiet():
         network = factory.from_config(described, attn_implementation="eager", trust_remote_code=False)
         return cast(PreTrainedModel, network)
+
+
+def positions_of(network: PreTrainedModel) -> int | None:
+    """Return the maximum number of tokens that a network has positions for; None if it has no maximum.
+
+    RoBERTa and its relatives number positions from the padding id + 1 on, and their tables have a padding row.
+    """
+    positions = getattr(network.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    tables = [module for name, module in network.named_modules() if name.endswith(".position_embeddings")]
+    paddings = [getattr(table, "padding_idx", None) for table in tables]
+    return positions - max((padding + 1 for padding in paddings if padding is not None), default=0)
 
 
 def _names_code(config: Any) -> bool:

@@ -17,7 +17,7 @@ MOST_EXAMPLES = 65_536
 MOST_BYTES = 16 * 2**20
 """Maximum bytes of the texts of all its examples."""
 LONGEST = 2**16
-"""Maximum bytes of the texts of an example that a merchant sends."""
+"""Maximum bytes of the texts of an example."""
 _MOST_OUTPUTS = 2**24
 """Maximum number of outputs of all its examples."""
 _FIELDS = 2
@@ -143,8 +143,8 @@ class ReleasedLabels(Payload):
             raise ValueError(f"there are {count} released labels, not from 1 to {most_examples(context.classes)}")
 
     def validate(self, context: Context) -> None:
-        """Check that every text is there, no example is there twice, and that each label is one that randomized
-        response can release."""
+        """Check that every text is there and none is too long, no example is there twice, and that each label is one
+        that randomized response can release."""
         self.check_shape(context)
         lengths, places, labels, outputs = (
             values.long() for values in (self.lengths, self.places, self.labels, self.outputs)
@@ -154,7 +154,10 @@ class ReleasedLabels(Payload):
             raise ValueError(f"the texts of released labels have {len(self.text)} bytes, not the stated lengths")
         if not bool(((places >= 0) & (places < len(lengths))).all()):
             raise ValueError(f"released labels refer to other texts than the {len(lengths)} that were sent")
-        if int(lengths[places].sum()) > MOST_BYTES:
+        sizes = lengths[places].sum(dim=1)
+        if int(sizes.max()) > LONGEST:
+            raise ValueError(f"the texts of a released label have {int(sizes.max())} bytes, more than {LONGEST}")
+        if int(sizes.sum()) > MOST_BYTES:
             raise ValueError(f"the texts of released labels have more than {MOST_BYTES} bytes in all examples")
         if not bool(((outputs >= -1) & (outputs < context.classes)).all()):
             raise ValueError(f"outputs must be classes from 0 to {context.classes - 1}, or -1")

@@ -9,7 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-_DIGITS = r"(?:[ ./-]?\(?\d{1,5}\)?)"
+_DIGITS = r"(?:[ ./-]?\(?(?:\d{5}|\d{1,4}(?!\d))\)?)"
+"""A group of digits. A run of digits is groups of five and one of what remains: since it is split in only one way, the
+time to search a text is proportional to its length."""
 _ANNOUNCED = (
     *("tel:", "phone:", "mobile:", "mobil:", "fax:", "whatsapp:", "telefon:", "telefoon:", "call"),
     *(" tel ", r" tel\.", " telefon ", " telefoon ", " bel ", " ara ", " llame al ", " chiama "),
@@ -28,11 +30,15 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
     # With the country's code, after a word that announces it, or in the North American or Chinese grouping.
-    ("phone", re.compile(r"(?<![\w+])\+\d{1,3}" + _DIGITS + r"{2,7}(?!\w)")),
+    ("phone", re.compile(r"(?<![\w+])\+(?:\d{3}|\d{1,2}(?!\d))\)?" + _DIGITS + r"{1,7}(?!\w)")),
     (
         "phone",
         re.compile(
-            "(?:" + "|".join(f"(?<={words})" for words in _ANNOUNCED) + r")\s*\(?\d{2,5}\)?" + _DIGITS + r"{1,6}(?!\w)",
+            "(?:"
+            + "|".join(f"(?<={words})" for words in _ANNOUNCED)
+            + r")\s*\(?(?:\d{5}|\d{2,4}(?!\d))\)?"
+            + _DIGITS
+            + r"{1,6}(?!\w)",
             re.IGNORECASE,
         ),
     ),
@@ -49,7 +55,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 """What is masked, in this order: kind and pattern. A card also needs an issuer's prefix and a check digit, and a phone
 7 to 15 digits."""
-PERHAPS = re.compile(r"@|(?:\d[ ./()-]{0,2}){7}")
+PERHAPS = re.compile(r"@|(?:\d[ ./()-]{0,3}){7}")
 """Occurs in every text in which something is masked."""
 ISSUERS = {
     14: re.compile(r"3(?:0[0-5]|[689])"),

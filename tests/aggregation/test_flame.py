@@ -70,6 +70,15 @@ def test_the_filter_is_repeated_without_discarded_merchants():
     assert admitted(cosines).tolist() == [True] * 4 + [False] * 3
 
 
+def test_a_discarded_merchant_stays_so():
+    """0 and 1 have opposite directions and a median cosine of 0. 2 and 3, which remain, agree with each of them as far
+    as they do at all, so that all four were kept again, and discarded again, without end."""
+    vectors = np.array([[2.0, 3.0], [-2.0, -2.0], [-3.0, 3.0], [-3.0, 2.0]])
+    products = vectors @ vectors.T
+    assert np.array_equal(np.sign(products[:2]), [[1, -1, 1, 0], [-1, 1, 0, 1]])
+    assert admitted(torch.from_numpy(products)).tolist() == [False, False, True, True]
+
+
 def test_at_least_half_of_the_merchants_are_kept():
     """Five directions with pairwise disagreement: no median cosine is positive."""
     angles = np.arange(5) * 2 * np.pi / 5

@@ -237,6 +237,12 @@ def test_too_few_for_too_long_end_the_run_which_goes_on_later_and_patiently(tiny
     assert student_of(FaultyGrid(patient).run()) == student_of(whole)
 
 
+def test_a_round_that_is_too_small_for_its_aggregator_is_repeated(tiny_experiment, tmp_path):
+    changes = {**QUICK, "federation.aggregator": "krum", "federation.deadline": 0.01, "federation.rounds": 3}
+    one, two, _ = lines_of(LateSite(tiny_experiment(tmp_path, changes)).run())
+    assert (one["retried"], len(two["retried"]), two["merchants"]) == ([], 1, 5)
+
+
 def test_a_site_that_leaves_is_not_waited_for_and_comes_back_as_another_node(tiny_experiment, tmp_path, caplog):
     folder = LeavingSite(tiny_experiment(tmp_path, {**QUICK, "federation.rounds": 3})).run()
     one, two, three = lines_of(folder)

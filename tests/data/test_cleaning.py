@@ -1,5 +1,7 @@
+import re
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from fed_distill.data.cleaning import REASONS, clean, clean_text
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.data.label_table import write_texts
 from fed_distill.errors import DataError
+from fed_distill.text import cleaning
 from fed_distill.text.cleaning import luhn, mask
 
 
@@ -80,6 +83,8 @@ def test_rows_need_no_merchant_where_a_partitioner_makes_them() -> None:
         ("01.23.45.67.89", "[phone]"),
         ("ring +290 2 2471", "ring [phone]"),
         ("ring +881 234 567 890 123", "ring [phone]"),
+        ("ring +31 (20) (123) (4567)", "ring [phone]"),
+        ("ring (+1) 212 555 0123", "ring ([phone]"),
     ],
 )
 def test_personal_data_are_masked(text: str, masked: str) -> None:
@@ -123,6 +128,24 @@ def test_luhn_accepts_published_test_numbers(number: str) -> None:
 @given(st.text("0123456789", min_size=1, max_size=18))
 def test_exactly_one_check_digit_fits(digits: str) -> None:
     assert sum(luhn(digits + check) for check in "0123456789") == 1
+
+
+@pytest.mark.parametrize("start", ["+", "tel:"])
+def test_digits_that_end_in_a_letter_are_searched_once(start: str) -> None:
+    """No phone number ends there, so that a search that backtracks tries each way to group them: minutes."""
+    text = f"{start}{'1' * 26}x" * 150_000
+    assert mask(text) == text
+
+
+GROUP = st.tuples(st.sampled_from(["", " ", "-", ") ", ") ("]), st.integers(1, 9999).map(str)).map("".join)
+
+
+@given(st.sampled_from(["", "+31", "tel:020", "jo@"]), st.lists(GROUP, min_size=1, max_size=4).map("".join))
+def test_a_text_that_is_not_searched_has_nothing_to_mask(start: str, number: str) -> None:
+    text = start + number
+    with patch.object(cleaning, "PERHAPS", re.compile("")):
+        searched = mask(text)
+    assert mask(text) == searched
 
 
 @given(st.text(max_size=60))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fed_distill.config import DataConfig
-from fed_distill.data import load
+from fed_distill.data import load, public_catalogue
 from fed_distill.data.catalogue import Catalogue, PairOptions
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData
 from fed_distill.data.fingerprint import federated_fingerprint
@@ -279,6 +279,16 @@ def test_histories_are_imitated_with_public_titles() -> None:
     assert not set(data.proxy.pairs or ()) & held_out
     assert max(Counter(data.proxy.texts).values()) > 1
     assert data.proxy_truth is None
+
+
+def test_nothing_more_is_ranked_for_histories_than_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More candidates than are missing are drawn at a time, so that there can be too many."""
+    asked: list[int] = []
+    monkeypatch.setattr(
+        public_catalogue, "neighbours", lambda queries, *rest: asked.append(len(queries)) or neighbours(queries, *rest)
+    )
+    assert len(load(config(task="recommend", proxy_size=601)).proxy) == 601
+    assert asked and all(asked)
 
 
 def test_histories_of_a_single_title_end() -> None:

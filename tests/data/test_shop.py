@@ -92,6 +92,13 @@ def test_nothing_of_later_days_is_in_training(folder: Path) -> None:
     assert negatives and max(negatives) < min(bought["valid"])  # the assortment is that of training
 
 
+@pytest.mark.parametrize(("shares", "parts"), [((0.2, 0.0), {0, 1}), ((0.0, 0.2), {0, 2}), ((0.0, 0.0), {0})])
+def test_a_part_without_a_share_takes_no_baskets(folder: Path, shares: tuple[float, float], parts: set[int]) -> None:
+    wanted = dict(zip(("valid_share", "test_share"), shares, strict=True))
+    source = dataset.Shop(path=folder).read(DataConfig(dataset="shop", task="next-basket", **wanted))
+    assert set(source.parts[source.parts >= 0].tolist()) == parts
+
+
 def test_the_test_would_find_a_random_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fed_distill.data.shop import next_basket
 

@@ -92,3 +92,12 @@ def test_an_attack_that_there_is_not_is_said_before_anything_is_trained(tiny_exp
     with pytest.raises(ConfigError, match="unknown attack 'sabotage'"):
         simulate(tiny_experiment(tmp_path, {"byzantine": {"fraction": 0.3, "attack": "sabotage"}}))
     assert not (tmp_path / "tiny").exists()
+
+
+def test_an_aggregator_for_more_merchants_than_a_round_has_is_refused_before_anything_is_written(
+    tiny_experiment, simulate, tmp_path
+):
+    changes = {"controls": [], "federation.aggregator": "krum", "federation.participation": 0.8}
+    with pytest.raises(ConfigError, match=r"aggregator krum .* requires 5 merchants a round, and a round has 4 of 5"):
+        simulate(tiny_experiment(tmp_path, changes))
+    assert not list(tmp_path.iterdir())

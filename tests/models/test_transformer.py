@@ -160,6 +160,24 @@ def test_no_text_is_longer_than_the_network_has_positions():
         Transformer(3, True, config=TINY, max_length=33)
 
 
+@pytest.mark.parametrize("architecture", ["roberta", "xlm-roberta", "mpnet"])
+def test_positions_that_begin_after_the_padding_id_are_fewer(architecture):
+    config = {**TINY, "model_type": architecture, "pad_token_id": 1}
+    with pytest.raises(ConfigError, match="max_length is 31 tokens, and the network has 30 positions"):
+        Transformer(3, False, config=config, max_length=31)
+    model = Transformer(3, False, config=config, max_length=30)
+    encoded = model.encode(["word " * 99], None)
+    assert encoded["input_ids"].shape == (1, 30)
+    assert model(encoded).logits.isfinite().all()
+
+
+def test_a_pretrained_classifier_reads_no_more_tokens_than_it_has_positions_for(roberta_folder, task):
+    teacher = load_teacher(TeacherConfig(model=roberta_folder, max_length=64), task)
+    encoded = teacher.encode(["red " * 99], ["tea " * 99])
+    assert encoded["input_ids"].shape == (1, 38)
+    assert teacher(encoded).logits.isfinite().all()
+
+
 def test_teacher_that_is_not_here_is_refused_without_asking_the_network(task, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *arguments: pytest.fail("the network was asked"))
     with pytest.raises(ModelError, match=r"some-org/no-such-model.*download = true"):

@@ -12,7 +12,7 @@ from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
-from fed_distill.payloads.released_labels import MOST_BYTES, MOST_EXAMPLES, ReleasedLabels
+from fed_distill.payloads.released_labels import LONGEST, MOST_BYTES, MOST_EXAMPLES, ReleasedLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -216,6 +216,10 @@ OF_OTHER_VALUES = {
     "a negative length": (released(lengths=(10, -1)), "9 bytes, not the stated lengths"),
     "a text that was not sent": (released(places=((0,), (2,))), "refer to other texts than the 2 that were sent"),
     "a text before the first": (released(places=((0,), (-1,))), "refer to other texts than the 2 that were sent"),
+    "an overlong text": (
+        released(text=b"t" * (LONGEST + 1) + b"shoes", lengths=(LONGEST + 1, 5)),
+        f"the texts of a released label have {LONGEST + 1} bytes, more than {LONGEST}",
+    ),
     "an output that is no class": (released(outputs=((-1, 1), (0, 2))), "outputs must be classes from 0 to 1, or -1"),
     "an output below all classes": (released(outputs=((-2, 1), (0, 1))), "outputs must be classes from 0 to 1, or -1"),
     "classes that stand for each other": (released(outputs=((1, 0), (0, 1))), "for another class, and not for itself"),
@@ -311,11 +315,11 @@ def test_of_every_kind_shapes_and_values_are_tried(kind):
 def test_a_text_counts_in_each_of_its_examples():
     """A long query in many pairs is short in a message, and long for a tokenizer."""
     pairs = Context(CURRENT, *PROXY, fields=2)
-    count, query = 100, MOST_BYTES // 100
+    count, query = 512, MOST_BYTES // 512
 
     def of(length):
         titles = [f"{number:03}".encode() for number in range(count)]
-        places = torch.tensor([[0, number + 1] for number in range(count)], dtype=torch.int8)
+        places = torch.tensor([[0, number + 1] for number in range(count)], dtype=torch.int16)
         lengths = torch.tensor([length, *(3 for _ in titles)], dtype=torch.int32)
         text = torch.tensor([*(b"q" * length + b"".join(titles))], dtype=torch.uint8)
         return ReleasedLabels(text, lengths, places, MANY[:count], torch.stack([MANY[:count], MANY[:count] + 1], dim=1))

@@ -260,7 +260,8 @@ def _by_time(
 ) -> tuple[IntArray, np.datetime64]:
     """Return the part of each row, and the first time of the period of validation.
 
-    A period has whole days, and about its share of the rows, or begins on the ``given`` days. Rows are ordered by time.
+    A period has whole days, and about its share of the rows, or begins on the ``given`` days; without a share it is
+    empty. Rows are ordered by time.
     """
     days = times.astype("datetime64[D]")
     if given is not None:
@@ -272,7 +273,7 @@ def _by_time(
             )
     else:
         shares = (1.0 - config.valid_share - config.test_share, 1.0 - config.test_share)
-        starts = [days[min(int(share * len(days)), len(days) - 1)] for share in shares]
+        starts = [days[int(share * len(days))] if share < 1.0 else days[-1] + 1 for share in shares]
         if starts[0] == days[0] or (config.valid_share and config.test_share and starts[0] == starts[1]):
             raise DataError(
                 f"the baskets of {len(np.unique(days))} days cannot be split by time into training, validation and "

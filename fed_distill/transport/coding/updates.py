@@ -44,9 +44,10 @@ class Float16:
 class _Quantized:
     """Entries as integer multiples of a step with ``bits`` bits each, and unbiased stochastic rounding.
 
-    The step is the row's largest magnitude divided by the number of steps on either side of zero, 127 or 7; the error
-    of an entry is below one step. Stochastic rounding as in Alistarh et al., "QSGD: communication-efficient SGD via
-    gradient quantization and encoding", NeurIPS 2017, section 3.1, with the largest magnitude in place of the norm.
+    The step is the row's largest magnitude divided by the number of steps on either side of zero, 127 or 7, and rounded
+    up to bfloat16; the error of an entry is at most one step. Stochastic rounding as in Alistarh et al., "QSGD:
+    communication-efficient SGD via gradient quantization and encoding", NeurIPS 2017, section 3.1, with the largest
+    magnitude in place of the norm.
     """
 
     bits: ClassVar[int]
@@ -78,14 +79,14 @@ class _Quantized:
 
 @dataclass(frozen=True)
 class Int8(_Quantized):
-    """A quarter of the bytes, and two per row; the error is below 1/127 of the row's largest entry; unbiased."""
+    """A quarter of the bytes, and two per row; error at most (1 + 2^-7)/127 of the row's largest entry; unbiased."""
 
     bits: ClassVar[int] = 8
 
 
 @dataclass(frozen=True)
 class Int4(_Quantized):
-    """An eighth of the bytes, and two per row; the error is below 1/7 of the row's largest entry; unbiased."""
+    """An eighth of the bytes, and two per row; error at most (1 + 2^-7)/7 of the row's largest entry; unbiased."""
 
     bits: ClassVar[int] = 4
 
@@ -220,7 +221,8 @@ def _rows(value: Tensor) -> Tensor:
 def _write_scales(out: Writer, scales: Tensor) -> Tensor:
     """Write non-negative scales ``[rows]`` as bfloat16, rounded up, and return the rounded scales ``[rows, 1]``.
 
-    bfloat16 has the range of float32, so that scales of small updates do not become zero.
+    bfloat16 has the range of float32, so that scales of small updates do not become zero. A scale becomes larger by
+    less than 2^-7 of itself; below 2^-126, by less than 2^-133.
     """
     bits = scales.contiguous().numpy().view(np.uint32)
     upper = np.minimum((bits >> 16) + ((bits & 0xFFFF) != 0), _LARGEST_SCALE).astype(np.uint16)

@@ -70,6 +70,16 @@ def test_a_quantized_entry_is_off_by_less_than_a_step_of_its_row(through, stage,
     assert size == 2 * len(value) + math.ceil(value.numel() * (8 if levels == 127 else 4) / 8)
 
 
+@pytest.mark.parametrize(("stage", "levels"), [(Int8(), 127), (Int4(), 7)])
+def test_a_step_that_is_rounded_up_allows_an_error_of_that_much_more(through, stage, levels):
+    """The step of this row is 1 and a little more, and the next bfloat16 is 1 + 2^-7."""
+    largest = levels * (1 + 2**-14)
+    value = torch.linspace(-largest, largest, 200_001).unsqueeze(0)
+    got, _ = through([stage], value)
+    error = float((got - value).abs().max()) / largest
+    assert 1 / levels < error <= SCALE / levels
+
+
 @pytest.mark.parametrize("stage", [Int8(), Int4()])
 def test_the_mean_of_a_quantized_update_is_the_update(through, stage):
     draws = 4000
