@@ -87,6 +87,12 @@ def init(
         f"read {escape(str(folder / 'INSTRUCTIONS.md'))}",
         soft_wrap=True,
     )
+    if data is not None and not rehearse:
+        Console().print(
+            f"proxy.json has the texts of {len(data.proxy):,} proxy examples and goes to all sites: they must be public",
+            soft_wrap=True,
+            highlight=False,
+        )
     if deployment.imports:
         Console().print(
             escape(f"sites may import {', '.join(deployment.imports)}: install the package at each site, too"),

@@ -48,6 +48,9 @@ def test_the_servers_example_runs_on_the_files_that_it_names(tmp_path, monkeypat
         cli, ["sites", "init", "deployment", "--sites", "north", "--experiment", str(example)], catch_exceptions=False
     )
     assert found.exit_code == 0
+    assert (
+        "proxy.json has the texts of 20,000 proxy examples and goes to all sites: they must be public" in found.stdout
+    )
     data = load(Experiment.read(example).data)
     assert set(data.public.merchants) == {"server"} and not data.merchants
     assert len(data.proxy) == 20_000
