@@ -88,11 +88,10 @@ def init(
         soft_wrap=True,
     )
     if data is not None and not rehearse:
-        Console().print(
-            f"proxy.json has the texts of {len(data.proxy):,} proxy examples and goes to all sites: they must be public",
-            soft_wrap=True,
-            highlight=False,
+        told = (
+            f"proxy.json has the texts of {len(data.proxy):,} proxy examples and goes to all sites: they must be public"
         )
+        Console().print(told, soft_wrap=True, highlight=False)
     if deployment.imports:
         Console().print(
             escape(f"sites may import {', '.join(deployment.imports)}: install the package at each site, too"),
