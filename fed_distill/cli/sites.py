@@ -66,6 +66,8 @@ def init(
     if runs > 1 and experiment is None:
         raise ConfigError("--runs multiplies the runs of an experiment: add --experiment FILE")
     planned = None if experiment is None else Experiment.read(experiment)
+    if runs > 1 and planned is not None and not planned.privacy.protects:
+        raise ConfigError(f"--runs has no effect, as {experiment} has no private releases: remove it")
     data = None if planned is None else load(planned.data)
     if rehearse and data is not None and not data.merchants:
         raise ConfigError(f"{experiment} has data.clients = 'elsewhere', so there are no merchants to assign")

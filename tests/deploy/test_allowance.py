@@ -104,6 +104,13 @@ def test_runs_of_no_experiment_are_refused(command, tmp_path):
         command("init", tmp_path / "deployment", "--runs", 2)
 
 
+def test_runs_without_privacy_need_no_budget(command, experiment, tmp_path):
+    file = tmp_path / "open.toml"
+    file.write_text(experiment.to_toml(), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--runs has no effect, as .*open.toml has no private releases"):
+        command("init", tmp_path / "deployment", "--runs", 2, "--experiment", file)
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_two_runs_are_priced_as_two_seeds(experiment, unit):
     twice = run_exposure(private(experiment, unit, repeats=2), 5, 40)
