@@ -1,22 +1,49 @@
 """Evaluate a student on the common validation and test sets; texts are encoded once for each student model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from fed_distill.data.examples import Examples, FederatedData, Ranking
+from fed_distill.data.tasks import RELEVANCE
 from fed_distill.errors import DataError
 from fed_distill.evaluation.campaigns import qini_by_block, qini_of, trial_of
 from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
+from fed_distill.evaluation.lexical import WEIGHTS, bm25, with_bm25
 from fed_distill.evaluation.metrics import Metrics, classification, headline, macro_f1_by_group, ndcg_by_query, ranking
-from fed_distill.evaluation.recommenders import Recommender, as_probabilities
+from fed_distill.evaluation.recommenders import Recommender, Scores, as_probabilities
 from fed_distill.evaluation.resampling import Resampled, macro_f1_of, mean_of, qini_of_trial, resampled
 from fed_distill.evaluation.uplift import Trial
 from fed_distill.models import TextModel
 from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All scores of a student. metrics, by_unit: see `Evaluator.test_by_unit`. validation: metrics on the common
+    validation set. cold: see `Evaluator.cold`. with_bm25: ranking metrics on the common test set of the sum of the
+    student's scores and BM25's, and the ``weight`` of BM25 in it, which is best in validation; None for tasks without
+    queries."""
+
+    metrics: Metrics
+    by_unit: list[float]
+    validation: Metrics
+    cold: Metrics | None
+    with_bm25: Metrics | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """metrics: all of a part. by_query: nDCG@10 by query. gains: expected gains of the ranking view's candidates."""
+
+    metrics: Metrics
+    by_query: list[float]
+    gains: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 class Evaluator:
@@ -26,18 +53,30 @@ class Evaluator:
         self._data = data
         self._prepared: dict[tuple[str, str], PreparedExamples] = {}
         self._trials: dict[str, Trial] = {}
+        self._words: dict[str, Scores] = {}
         self._kinds: dict[str, Rows] | None = None
 
     def test(self, student: TextModel) -> Metrics:
         """Return all metrics on the common test set."""
         return self.test_by_unit(student)[0]
 
+    def scored(self, student: TextModel) -> Scored:
+        """Return all scores of a student, for which it reads each set once."""
+        data = self._data
+        valid = self._measure(student, "valid", data.valid, data.ranking_valid)
+        cold = self.cold(student)
+        if data.task.gains is None:
+            return Scored(*self.test_by_unit(student), valid.metrics, cold, None)
+        test = self._measure(student, "test", data.test, data.ranking_test)
+        return Scored(test.metrics, test.by_query, valid.metrics, cold, self._with_bm25(valid, test))
+
     def test_by_unit(self, student: TextModel) -> tuple[Metrics, list[float]]:
         """Return all metrics on the common test set, and values by test unit whose mean is the headline metric: nDCG@10
         by query, for campaigns the Qini coefficient by block of customers, or else macro-F1 by group of examples."""
         data = self._data
         if data.task.gains is not None:
-            return self._measure(student, "test", data.test, data.ranking_test)
+            found = self._measure(student, "test", data.test, data.ranking_test)
+            return found.metrics, found.by_query
         measured, probabilities = self._classified(student, "test", data.test)
         if data.task.of_campaigns:
             return measured, qini_by_block(probabilities, self._trial("test", data.test))
@@ -46,23 +85,21 @@ class Evaluator:
     def recommender_by_unit(self, scores: Recommender) -> tuple[Metrics, list[float]]:
         """Return AUC and ranking metrics on the common test set, and nDCG@10 by query, of a recommender whose scores
         are no probabilities: it has no accuracy."""
-        task, test, ranked = self._data.task, self._data.test, self._data.ranking_test
-        measured = dict(classification(as_probabilities(scores(test), task), test.labels, task))
-        measured |= {"accuracy": None, "macro_f1": None}
-        if ranked is None:
-            return measured, []
-        found = as_probabilities(scores(ranked.examples), task)
-        measured |= ranking(found, ranked, task) | by_kind(found, ranked, self._rows_by_kind(), task)
-        return measured, ndcg_by_query(found, ranked, task)
+        return self._recommended(scores, "test", self._data.test, self._data.ranking_test)
+
+    def recommender_cold(self, scores: Recommender) -> Metrics | None:
+        """Return what `recommender_by_unit` does on cold-start merchants' test examples; None without any."""
+        cold = self._data.cold
+        return None if cold is None else self._recommended(scores, "cold", cold.test, cold.ranking)[0]
 
     def validation(self, student: TextModel) -> Metrics:
         """Return all metrics on the common validation set."""
-        return self._measure(student, "valid", self._data.valid, self._data.ranking_valid)[0]
+        return self._measure(student, "valid", self._data.valid, self._data.ranking_valid).metrics
 
     def cold(self, student: TextModel) -> Metrics | None:
         """Return all metrics on cold-start merchants' test examples (``data.cold_merchants``); None without any."""
         cold = self._data.cold
-        return None if cold is None else self._measure(student, "cold", cold.test, cold.ranking)[0]
+        return None if cold is None else self._measure(student, "cold", cold.test, cold.ranking).metrics
 
     def validation_score(self, student: TextModel) -> float:
         """Return the headline metric on the common validation set."""
@@ -82,10 +119,10 @@ class Evaluator:
     def validation_resampled(self, student: TextModel) -> Resampled:
         """Return ``validation_score``, and its values on resamples of the queries, customers or groups of examples."""
         examples = self._data.valid
-        measured, by_query = self._measure(student, "valid", examples, self._data.ranking_valid)
-        self.score(measured)
+        found = self._measure(student, "valid", examples, self._data.ranking_valid)
+        self.score(found.metrics)
         if self._data.task.gains is not None:
-            return resampled(mean_of(by_query), range(len(by_query)))
+            return resampled(mean_of(found.by_query), range(len(found.by_query)))
         probabilities = predict_prepared(student, self._prepare(student, "valid", examples)).numpy()
         if self._data.task.of_campaigns:
             trial = self._trial("valid", examples)
@@ -114,17 +151,50 @@ class Evaluator:
         """Return class probabilities on the common test set ``[test, classes]``."""
         return predict_prepared(student, self._prepare(student, "test", self._data.test))
 
-    def _measure(
-        self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None
-    ) -> tuple[Metrics, list[float]]:
+    def _measure(self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None) -> _Measured:
         measured, _ = self._classified(student, part, examples)
+        task = self._data.task
+        if ranked is None:
+            return _Measured(measured, [])
+        scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
+        measured |= ranking(scores, ranked, task)
+        if part == "test":
+            measured |= by_kind(scores, ranked, self._rows_by_kind(), task)
+        return _Measured(measured, ndcg_by_query(scores, ranked, task), scores @ np.asarray(task.gains))
+
+    @cached_property
+    def bm25(self) -> Recommender:
+        """BM25 with the titles that the server has: of its labelled examples and of the proxy set."""
+        return bm25(title for table in (self._data.public, self._data.proxy) for title in table.pairs or ())
+
+    def _with_bm25(self, valid: _Measured, test: _Measured) -> Metrics | None:
+        """Return `Scored.with_bm25` of a student with these results on the validation and the test set."""
+        data = self._data
+        if data.task.name != RELEVANCE.name or data.ranking_valid is None or data.ranking_test is None:
+            return None
+        tried = {weight: self._sum(valid, "valid", data.ranking_valid, weight) for weight in WEIGHTS}
+        weight = max(WEIGHTS, key=lambda one: tried[one]["ndcg@10"] or 0.0)
+        return {**self._sum(test, "test", data.ranking_test, weight), "weight": weight}
+
+    def _sum(self, found: _Measured, part: str, ranked: Ranking, weight: float) -> Metrics:
+        if part not in self._words:
+            self._words[part] = self.bm25(ranked.examples)
+        scores = with_bm25(found.gains, self._words[part], weight)
+        return ranking(as_probabilities(scores, self._data.task), ranked, self._data.task)
+
+    def _recommended(
+        self, scores: Recommender, part: str, examples: Examples, ranked: Ranking | None
+    ) -> tuple[Metrics, list[float]]:
+        task = self._data.task
+        measured = dict(classification(as_probabilities(scores(examples), task), examples.labels, task))
+        measured |= {"accuracy": None, "macro_f1": None}
         if ranked is None:
             return measured, []
-        scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
-        measured |= ranking(scores, ranked, self._data.task)
+        found = as_probabilities(scores(ranked.examples), task)
+        measured |= ranking(found, ranked, task)
         if part == "test":
-            measured |= by_kind(scores, ranked, self._rows_by_kind(), self._data.task)
-        return measured, ndcg_by_query(scores, ranked, self._data.task)
+            measured |= by_kind(found, ranked, self._rows_by_kind(), task)
+        return measured, ndcg_by_query(found, ranked, task)
 
     def _classified(self, student: TextModel, part: str, examples: Examples) -> tuple[Metrics, npt.NDArray[np.float32]]:
         """Return the metrics of single examples and customers, and class probabilities ``[n, classes]``."""

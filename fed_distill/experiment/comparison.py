@@ -25,7 +25,6 @@ from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining, labels_phase
 from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.errors import BudgetExceeded, CheckpointError
-from fed_distill.evaluation.lexical import bm25
 from fed_distill.evaluation.metrics import Metrics
 from fed_distill.evaluation.recommenders import RECOMMENDERS, Recommender
 from fed_distill.experiment.adaptation import adapted_to_domain
@@ -176,14 +175,14 @@ class Comparison:
         return self._untrained(name, lambda: RECOMMENDERS[name](self.server.everybody(), self.server.data.task))
 
     def _bm25(self) -> Outcome:
-        """Evaluate BM25 with the titles that the server has: of its labelled examples and of the proxy set."""
-        tables = (self.server.data.public, self.server.data.proxy)
-        return self._untrained("bm25", lambda: bm25(title for table in tables for title in table.pairs or ()))
+        return self._untrained("bm25", lambda: self.evaluator.bm25)
 
     def _untrained(self, name: str, fitted: Callable[[], Recommender]) -> Outcome:
         began = time.perf_counter()
-        metrics, by_unit = self.evaluator.recommender_by_unit(fitted())
-        return Outcome(name, "control", self.seed, metrics, by_unit=by_unit, seconds=time.perf_counter() - began)
+        scores = fitted()
+        metrics, by_unit = self.evaluator.recommender_by_unit(scores)
+        cold, seconds = self.evaluator.recommender_cold(scores), time.perf_counter() - began
+        return Outcome(name, "control", self.seed, metrics, by_unit=by_unit, cold=cold, seconds=seconds)
 
     def _pooled(self) -> Outcome:
         name = self.experiment.student.model
@@ -364,15 +363,16 @@ class Comparison:
         counts = self._honest(found)
         if unreported:
             self.callbacks.on_message(f"{name}: sites of {len(unreported)} merchants did not report test scores")
-        metrics, by_unit = self.evaluator.test_by_unit(student)
+        scored = self.evaluator.scored(student)
         return Outcome(
             name=name,
             kind=kind,
             seed=self.seed,
-            metrics=metrics,
-            by_unit=by_unit,
-            validation=self.evaluator.validation(student),
-            cold=self.evaluator.cold(student),
+            metrics=scored.metrics,
+            by_unit=scored.by_unit,
+            validation=scored.validation,
+            cold=scored.cold,
+            with_bm25=scored.with_bm25,
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
             unheard=unreported,

@@ -21,6 +21,7 @@ GLOSSARY = {
     "True labels on the proxy set": "A control: the server's student with the true labels of the proxy set in place of "
     "soft labels: about what methods that send soft labels of that proxy set can reach.",
     "nDCG@10": "How well the best ten results of a search are ordered, from 0 to 1: exact matches first score highest.",
+    "With BM25": "nDCG@10 of the student's score and a search by words added up, as a shop would rank that has both.",
     "MRR@10": "One divided by the place of the first exact match among the ten best results, averaged over searches.",
     "AUC": "The chance that a truly positive example is scored above one that is not; 0.5 is guessing, 1 is perfect.",
     "Accuracy": "The share of examples that get the right answer.",

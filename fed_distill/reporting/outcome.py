@@ -32,7 +32,8 @@ class Outcome:
     merchants without a result, because their site did not answer or does not send it. before_adaptation,
     before_by_unit: metrics and by_unit before domain adaptation; None and empty without. validation: metrics on the
     common validation set, for the controls' lines in learning curves. cold: metrics on the test examples of
-    cold-start merchants, if there are any. adaptation: one line per stage of the adaptation, undone ones included.
+    cold-start merchants, if there are any. with_bm25: ranking metrics of the sum of the student's scores and BM25's
+    (``coordinator.evaluation.Scored``). adaptation: one line per stage of the adaptation, undone ones included.
     downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
     (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
     lines in ``metrics.jsonl`` (``storage.sealed.chained``).
@@ -54,6 +55,7 @@ class Outcome:
     before_by_unit: list[float] = field(default_factory=list)
     validation: Metrics | None = None
     cold: Metrics | None = None
+    with_bm25: Metrics | None = None
     adaptation: list[str] = field(default_factory=list)
     downlink_bytes: float = 0.0
     uplink_bytes: float = 0.0

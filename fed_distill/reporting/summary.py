@@ -116,7 +116,8 @@ def summarize(
         "teacher": {name: teacher.get(name) for name in ("parameters", *SCORES)},
         "student": {
             "parameters": student_parameters,
-            **{name: student[name] for name in (*SCORES, "merchant_accuracy", "worst_merchant", "worst_tenth", "cold")},
+            **{name: student[name] for name in (*SCORES, "merchant_accuracy", "worst_merchant", "worst_tenth")},
+            **{name: student[name] for name in ("cold", "with_bm25")},
         },
         "controls": {
             name: {key: value for key, value in one.items() if key not in ("interval", "by_seed")}
@@ -225,6 +226,7 @@ class _Measure:
             },
             "validation": _mean_metrics([unit.validation for unit in units]),
             "cold": _mean_metrics([unit.cold for unit in units]),
+            "with_bm25": _mean_metrics([unit.with_bm25 for unit in units]),
             **_cold_start(units),
             "interval": {
                 **{name: one and one.half_width for name, one in found.items()},

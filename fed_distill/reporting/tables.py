@@ -22,7 +22,7 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     headline first: means over the seeds in the units of ``summary.json``. ``<metric>_interval`` is the half-width of
     the 95 % interval, missing where nothing is repeated. ``above_server`` and ``above_fedavg`` are paired differences
     to these controls, ``above_server_p`` their p-values by Holm's correction over the rows. ``cold`` is the headline
-    metric on cold-start merchants.
+    metric on cold-start merchants, ``with_bm25`` that of the sum of the student's scores and BM25's.
     """
     headline = summary["headline"]
     rows = [_row("teacher", "teacher", summary["teacher"], {}, headline)]
@@ -40,6 +40,7 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
         "worst_merchant_accuracy",
         "worst_tenth",
         "cold",
+        "with_bm25",
         "retention",
         "gap_closed",
         "gap_closed_auc",
@@ -84,8 +85,8 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
     mark = STAR if is_private(summary["privacy"]) else ""
     header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}"]
-    header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "cold start", "retention"]
-    header += [*("gap closed", "gap closed in AUC")[: len(gaps)], "up / down a round", "time"]
+    header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "with BM25", "cold start"]
+    header += ["retention", *("gap closed", "gap closed in AUC")[: len(gaps)], "up / down a round", "time"]
     lines = [header]
     for row in comparison_table(summary).to_dict("records"):
         name = ROW_NAMES[row["name"]] if row["kind"] == "control" else str(row["name"])
@@ -93,7 +94,7 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
         cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
         cells += [number(_value(row, "worst_tenth"), 3), *(compared(_above(row, one)) for one in REFERENCES)]
-        cells += [number(_value(row, "cold")), percent(_value(row, "retention"), 1)]
+        cells += [number(_value(row, "with_bm25")), number(_value(row, "cold")), percent(_value(row, "retention"), 1)]
         cells += [_with_interval(row, gap, percent) for gap in gaps]
         sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
         cells += [" / ".join(map(size, sent)) if any(sent) else UNKNOWN, duration(_value(row, "seconds"))]
@@ -122,7 +123,7 @@ def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, A
         "kind": kind,
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
-        "cold": (row.get("cold") or {}).get(headline),
+        **{name: (row.get(name) or {}).get(headline) for name in ("cold", "with_bm25")},
         "downlink_bytes": sent.get("downlink_per_merchant_round"),
         "uplink_bytes": sent.get("uplink_per_merchant_round"),
         **{f"{key}_interval": value for key, value in intervals.items()},

@@ -81,7 +81,7 @@ REPORT_PAGE = """{% extends "page" %}
     <tbody>
     {% for row in rows %}
     <tr class="{{ row.kind }}"><th scope="row">{{ row.name }}<small>{{ row.note }}</small></th>
-      {% for name in metrics %}<td{% if loop.first %} class="head"{% endif %}>{{ value(row, name) }}{{ half(row, name) }}</td>{% endfor %}
+      {% for name in metrics %}<td{% if loop.first %} class="head"{% endif %}>{{ value(row, name) }}{{ half(row, name) }}{% if loop.first and row.values.get("with_bm25") %}<small>with BM25 {{ row.values.with_bm25[summary.headline] | number }}</small>{% endif %}</td>{% endfor %}
       {% if row.kind == "teacher" %}
       <td>–</td><td>–</td><td>–</td>{% for name in references %}<td>–</td>{% endfor %}<td>–</td><td>–</td><td>–</td><td>–</td>
       {% else %}

@@ -20,7 +20,8 @@ COLUMNS = (
     "macro_f1", "auc",
     "ndcg@10", "mrr@10", "recall@20", "qini", "covers", "merchant_accuracy", "worst_merchant",
     "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "worst_tenth", "own_students",
-    "own_above_global", "cold", "cold_above_server", "above_server", "above_server_p", "above_fedavg",
+    "own_above_global", "cold", "cold_above_server", "with_bm25", "with_bm25_above_server",
+    "above_server", "above_server_p", "above_fedavg",
     "above_fedavg_p", "baseline", "same_test_data", "gain", "gain_p", "gain_auc", "downlink_bytes", "uplink_bytes",
     "sent_bytes", "total_bytes", "seconds", "series", "seeds", "of",
 )  # fmt: skip
@@ -29,6 +30,7 @@ COLUMNS = (
 SHOWN = (
     "metric", "cells", "AUC", "macro-F1", "Qini", "server alone", "above server", "above fedavg", "in AUC",
     "worst merchant", "worst tenth", "own students", "above global", "cold start", "cold start above server",
+    "with BM25", "with BM25 above server",
     "gap closed", "attack AUC", "sent", "in all", "time",
 )  # fmt: skip
 """Further columns of the text table (``table.summary_cells``) whose titles an axis could have, beside ``GAIN``."""

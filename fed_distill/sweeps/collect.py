@@ -29,13 +29,13 @@ WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f
 """Columns with the bounds of white-box audits, by title."""
 MEASURES = (
     "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "own_students",
-    "own_above_global", "cold", "cold_above_server",
+    "own_above_global", "cold", "cold_above_server", "with_bm25", "with_bm25_above_server",
     "retention", "gap_closed", "gap_closed_auc", "above_server", "above_fedavg", "gain", "gain_auc",
     "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "run.seconds",
     "audit.auc", "audit.epsilon_lower_bound",
     *WHITE_BOX.values(),
     *(f"control.{name}" for name in CONTROLS), *(f"control_auc.{name}" for name in CONTROLS),
-    *(f"control_cold.{name}" for name in CONTROLS),
+    *(f"control_cold.{name}" for name in CONTROLS), *(f"control_with_bm25.{name}" for name in CONTROLS),
 )  # fmt: skip
 """Columns that are averaged over the data seeds and seeds of a combination."""
 GAPS = {"gap_closed": ("control", OWN), "gap_closed_auc": ("control_auc", "auc")}
@@ -62,8 +62,9 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     fingerprint of the cell with the controls. ``score`` is the headline metric, named in ``run.headline``.
     ``control.X`` is that of control X with the same seed, ``control_auc.X`` its AUC, ``control_cold.X`` its score
     on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences to these controls,
-    ``cold_above_server`` that on cold-start merchants. ``own_students`` is the mean accuracy of the students that
-    merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to that of the global
+    ``cold_above_server`` that on cold-start merchants. ``with_bm25`` is the score of the sum of the student's scores
+    and BM25's, ``control_with_bm25.X`` and ``with_bm25_above_server`` likewise. ``own_students`` is the mean accuracy
+    of the students that merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to that of the global
     student at the same merchants. ``baseline`` is the fingerprint of the baseline's cell that is otherwise equal,
     ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data`` whether both have the same test data by
     their settings. ``gap_closed`` uses the controls, and is missing where their scores by unit do not show that
@@ -193,8 +194,9 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     whole = bytes_of_a_merchant(summary, summary["federation"], {**federation, "bytes": summary["bytes"]})
     scores: dict[str, Any] = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
     score = student[headline]
-    cold = {name: (controls.get(name, {}).get("cold") or {}).get(headline) for name in CONTROLS}
-    own_cold = (student.get("cold") or {}).get(headline)
+    beside = {
+        of: {name: _of(controls.get(name, {}), of, headline) for name in CONTROLS} for of in ("cold", "with_bm25")
+    }
     personal, of_global = ((student.get("own_students") or {}).get(name) for name in ("mean", "global_mean"))
     return {
         "run.headline": headline,
@@ -205,14 +207,14 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         "worst_merchant_accuracy": worst.get("accuracy"),
         "worst_tenth": student.get("worst_tenth"),
         "own_students": personal,
-        "own_above_global": None if personal is None or of_global is None else personal - of_global,
-        "cold": own_cold,
-        "cold_above_server": None if own_cold is None or cold["server"] is None else own_cold - cold["server"],
-        "retention": summary["retention"],
+        "own_above_global": _difference(personal, of_global),
+        **{of: _of(student, of, headline) for of in beside},
         **{
-            f"above_{name}": None if score is None or scores[name] is None else score - scores[name]
-            for name in REFERENCES
+            f"{of}_above_server": _difference(_of(student, of, headline), values["server"])
+            for of, values in beside.items()
         },
+        "retention": summary["retention"],
+        **{f"above_{name}": _difference(score, scores[name]) for name in REFERENCES},
         "downlink_bytes": down,
         "uplink_bytes": up,
         "sent_bytes": whole["uplink"],
@@ -227,9 +229,18 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         **flattened(audit, "audit"),
         **{f"control.{name}": value for name, value in scores.items()},
         **{f"control_auc.{name}": controls.get(name, {}).get("auc") for name in CONTROLS},
-        **{f"control_cold.{name}": value for name, value in cold.items()},
+        **{f"control_{of}.{name}": value for of, values in beside.items() for name, value in values.items()},
         "run.versions": ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
     }
+
+
+def _of(row: Mapping[str, Any], part: str, headline: str) -> float | None:
+    """Return the headline metric of a part of the scores that has its own, such as that on cold-start merchants."""
+    return (row.get(part) or {}).get(headline)
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
 
 
 def _controls(summary: Mapping[str, Any] | None, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -110,7 +110,7 @@ def levels(
     level then.
 
     :param of: ``control`` for the headline metric, ``control_auc`` for the AUC, ``control_cold`` for the headline
-        metric on cold-start merchants
+        metric on cold-start merchants, ``control_with_bm25`` for that of the sum with BM25
     :param units: scores by test unit for the headline metric
     """
     rows = results[results["role"] == "controls"]

@@ -33,6 +33,7 @@ def summary_cells(
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
     header += [f"{GAIN}{study.baseline[1] if study.baseline else ''}", "p (gain)", "in AUC"]
+    header += ["with BM25", "with BM25 above server"]
     header += ["worst merchant", "worst tenth", "own students", "above global"]
     header += ["cold start", "cold start above server"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
@@ -52,9 +53,9 @@ def _control_lines(group: ControlGroup, header: Sequence[str], units: UnitTable)
     """Return the cells of each measured control's line by title; those of axes and of numbers of cells are empty."""
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     keys = {shown: name for name, shown in names.items()}
-    aucs, colds = (
+    aucs, colds, sums = (
         {level.name: _with_interval(level.value, level.half_width) for level in levels(group.controls, names, of)}
-        for of in ("control_auc", "control_cold")
+        for of in ("control_auc", "control_cold", "control_with_bm25")
     )
     empty = header[: header.index("δ") + 1]
     score = header[len(empty)]
@@ -66,6 +67,7 @@ def _control_lines(group: ControlGroup, header: Sequence[str], units: UnitTable)
             score: _with_interval(level.value, level.half_width),
             "AUC": aucs.get(level.name, UNKNOWN),
             "cold start": colds.get(level.name, UNKNOWN),
+            "with BM25": sums.get(level.name, UNKNOWN),
             **{
                 f"above {reference}": _control_above(group.controls, keys[level.name], reference, units)
                 for reference in REFERENCES
@@ -93,6 +95,8 @@ def _combination_line(row: Row, axes: Sequence[str], header: Sequence[str], with
         gain: _of(row, "gain", signed),
         "p (gain)": _p_value(row["gain_p"]),
         "in AUC": _of(row, "gain_auc", signed),
+        "with BM25": _of(row, "with_bm25"),
+        "with BM25 above server": _of(row, "with_bm25_above_server", signed),
         "worst merchant": number(_known(row["worst_merchant_accuracy"]), 3),
         "worst tenth": number(_known(row["worst_tenth"]), 3),
         "own students": _of(row, "own_students"),

@@ -7,7 +7,7 @@ import pytest
 
 from fed_distill.data.examples import Examples
 from fed_distill.data.tasks import RELEVANCE
-from fed_distill.evaluation.lexical import bm25, words_of
+from fed_distill.evaluation.lexical import bm25, with_bm25, words_of
 from fed_distill.evaluation.recommenders import as_probabilities
 
 TITLES = ("usb hub", "usb cable usb", "tea maker black 1l", "usb hub")
@@ -48,3 +48,12 @@ def test_classes_rank_as_scores_do():
     gains = found @ np.array(RELEVANCE.gains)
     assert found.sum(axis=1) == pytest.approx([1.0, 1.0, 1.0])
     assert gains[0] > gains[1] > gains[2] == 0.0
+
+
+def test_the_sum_of_a_student_and_bm25_is_of_log_odds_and_its_weight():
+    gains, words = np.array([0.5, 0.9, 0.0]), np.array([2.0, 0.0, 1.0])
+    sums = with_bm25(gains, words, 0.4)
+    expected = np.array([0.8, math.log(9.0), math.log(1e-6 / (1 - 1e-6)) + 0.4])
+    assert sums - sums[2] == pytest.approx(expected - expected[2])
+    assert sums.min() == 0.0
+    assert with_bm25(np.zeros(0), np.zeros(0), 0.4).shape == (0,)

@@ -121,13 +121,15 @@ def test_true_labels_of_the_proxy_set_are_required_before_anything_is_trained(ti
 
 
 def test_bm25_has_the_titles_of_the_server_and_needs_no_student(tiny_experiment, simulate, tmp_path):
-    experiment = tiny_experiment(tmp_path, {**QUICK, "controls": ["bm25", "server"]})
+    changes = {**QUICK, "controls": ["bm25", "server"], "data.cold_merchants": 0.3}
+    experiment = tiny_experiment(tmp_path, changes)
     folder, _ = simulate(experiment)
     data = load(experiment.data)
-    found = bm25([*data.public.pairs, *data.proxy.pairs])(data.ranking_test.examples)
-    by_query = ndcg_by_query(as_probabilities(found, data.task), data.ranking_test, data.task)
     row = read_summary(folder)["controls"]["bm25"]
-    assert row["ndcg@10"] == pytest.approx(sum(by_query) / len(by_query))
+    for ranked, measured in ((data.ranking_test, row), (data.cold.ranking, row["cold"])):
+        found = bm25([*data.public.pairs, *data.proxy.pairs])(ranked.examples)
+        by_query = ndcg_by_query(as_probabilities(found, data.task), ranked, data.task)
+        assert measured["ndcg@10"] == pytest.approx(sum(by_query) / len(by_query))
     assert (row["accuracy"], row["macro_f1"]) == (None, None)
     assert "BM25, no training" in (folder / "report.html").read_text(encoding="utf-8")
 

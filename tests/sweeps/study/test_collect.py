@@ -177,6 +177,31 @@ def test_students_that_merchants_keep_are_compared_with_the_global_one_at_the_sa
     assert shown == {("–", "–"), ("0.8100 ± 0.0248", "+0.1100 ± 0.0248")}
 
 
+@pytest.mark.parametrize(("key", "title"), [("cold", "cold start"), ("with_bm25", "with BM25")])
+def test_scores_that_a_row_has_beside_its_own_are_compared_with_the_servers(finished, key, title):
+    """Both columns are in the table only where they were measured, with the controls' scores."""
+    cells = [cell for cell in finished.cells if dict(cell.labels).get("epsilon") == "8"]
+    before = results_table(finished.study, finished.cells, finished.places)
+    header, *_ = summary_cells(finished.study, before, combinations_table(finished.study, before))
+    assert not {title, f"{title} above server"} & set(header)
+    for cell in finished.cells:
+        path = finished.places.run(cell.fingerprint) / "summary.json"
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary["student"][key] = {"ndcg@10": 0.8 + 0.01 * cell.seed}
+        if not cell.labels:
+            summary["controls"]["server"][key] = {"ndcg@10": 0.7}
+        path.write_text(json.dumps(summary), encoding="utf-8")
+    results = results_table(finished.study, finished.cells, finished.places)
+    combinations = combinations_table(finished.study, results)
+    row = pick(combinations, **cells[0].labels).iloc[0]
+    assert (row[key], row[f"{key}_above_server"]) == (pytest.approx(0.81), pytest.approx(0.11))
+    assert row[f"{key}_above_server_interval"] == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
+    header, *lines = summary_cells(finished.study, results, combinations)
+    shown = {tuple(line[header.index(name)] for name in (title, f"{title} above server")) for line in lines}
+    assert ("0.8100 ± 0.0248", "+0.1100 ± 0.0248") in shown
+    assert {first for first, _ in shown} == {"–", "0.7000 ± 0.0000", "0.8100 ± 0.0248"}
+
+
 def test_attacks_are_averaged_over_the_cells_that_were_attacked(finished):
     cells = [cell for cell in finished.cells if dict(cell.labels).get("epsilon") == "8"]
     for cell in cells:
