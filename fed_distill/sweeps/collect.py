@@ -64,8 +64,8 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places, units: Un
     on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences to these controls,
     ``cold_above_server`` that on cold-start merchants. ``with_bm25`` is the score of the sum of the student's scores
     and BM25's, ``control_with_bm25.X`` and ``with_bm25_above_server`` likewise. ``own_students`` is the mean accuracy
-    of the students that merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to that of the global
-    student at the same merchants. ``baseline`` is the fingerprint of the baseline's cell that is otherwise equal,
+    of the students that merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to
+    that of the global student at the same merchants. ``baseline`` is the fingerprint of the baseline's cell that is otherwise equal,
     ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data`` whether both have the same test data by
     their settings. ``gap_closed`` uses the controls, and is missing where their scores by unit do not show that
     pooling is worth something. Bytes are serialized messages of one merchant: per round in which it takes part down
