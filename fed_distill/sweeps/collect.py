@@ -58,20 +58,19 @@ BETWEEN = " | "
 def results_table(study: Study, cells: Sequence[Cell], places: Places, units: UnitTable = NO_UNITS) -> pd.DataFrame:
     """Return one row per cell, controls included (``role``).
 
-    Axes contain labels. ``test_to_train`` is 0 if each data seed has rows of its own. ``controls`` is the
-    fingerprint of the cell with the controls. ``score`` is the headline metric, named in ``run.headline``.
-    ``control.X`` is that of control X with the same seed, ``control_auc.X`` its AUC, ``control_cold.X`` its score
-    on cold-start merchants, ``above_server`` and ``above_fedavg`` the differences to these controls,
-    ``cold_above_server`` that on cold-start merchants. ``with_bm25`` is the score of the sum of the student's scores
-    and BM25's, ``control_with_bm25.X`` and ``with_bm25_above_server`` likewise. ``own_students`` is the mean accuracy
-    of the students that merchants keep, each on its merchant's test examples, ``own_above_global`` its difference to
-    that of the global student at the same merchants. ``baseline`` is the fingerprint of the baseline's cell that is otherwise equal,
-    ``gain`` and ``gain_auc`` the differences to it, and ``same_test_data`` whether both have the same test data by
-    their settings. ``gap_closed`` uses the controls, and is missing where their scores by unit do not show that
-    pooling is worth something. Bytes are serialized messages of one merchant: per round in which it takes part down
-    and up, and over all rounds, on average over merchants, up (``sent_bytes``) and both. ``seconds`` is the time of
-    the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the
-    summary's, flattened.
+    Axes contain labels. ``test_to_train`` is 0 if each data seed has rows of its own. ``controls`` is the fingerprint
+    of the cell with the controls. ``score`` is the headline metric, named in ``run.headline``. ``control.X`` is that of
+    control X with the same seed, ``control_auc.X`` its AUC, ``control_cold.X`` its score on cold-start merchants,
+    ``above_server`` and ``above_fedavg`` the differences to these controls, ``cold_above_server`` that on cold-start
+    merchants. ``with_bm25`` is the score of the sum of the student's scores and BM25's, ``control_with_bm25.X`` and
+    ``with_bm25_above_server`` likewise. ``own_students`` is the mean accuracy of the students that merchants keep, each
+    on its merchant's test examples, ``own_above_global`` its difference to that of the global student at the same
+    merchants. ``baseline`` is the fingerprint of the baseline's cell that is otherwise equal, ``gain`` and ``gain_auc``
+    the differences to it, and ``same_test_data`` whether both have the same test data by their settings. ``gap_closed``
+    uses the controls, and is missing where their scores by unit do not show that pooling is worth something. Bytes are
+    serialized messages of one merchant: per round in which it takes part down and up, and over all rounds, on average
+    over merchants, up (``sent_bytes``) and both. ``seconds`` is the time of the federation and its adaptation,
+    ``run.seconds`` that of the cell. ``privacy.*`` and ``audit.*`` are the summary's, flattened.
 
     :raises CheckpointError: a summary is damaged or of another experiment (``Places.check``)
     """
