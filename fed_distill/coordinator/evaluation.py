@@ -13,11 +13,12 @@ from fed_distill.data.tasks import RELEVANCE
 from fed_distill.errors import DataError
 from fed_distill.evaluation.campaigns import qini_by_block, qini_of, trial_of
 from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
-from fed_distill.evaluation.lexical import WEIGHTS, bm25, with_bm25
+from fed_distill.evaluation.lexical import bm25
 from fed_distill.evaluation.metrics import Metrics, classification, headline, macro_f1_by_group, ndcg_by_query, ranking
 from fed_distill.evaluation.recommenders import Recommender, Scores, as_probabilities
 from fed_distill.evaluation.resampling import Resampled, macro_f1_of, mean_of, qini_of_trial, resampled
 from fed_distill.evaluation.uplift import Trial
+from fed_distill.evaluation.with_words import WEIGHTS, with_bm25
 from fed_distill.models import TextModel
 from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of
@@ -180,7 +181,7 @@ class Evaluator:
         if part not in self._words:
             self._words[part] = self.bm25(ranked.examples)
         scores = with_bm25(found.gains, self._words[part], weight)
-        return ranking(as_probabilities(scores, self._data.task), ranked, self._data.task)
+        return ranking(as_probabilities(scores - scores.min(), self._data.task), ranked, self._data.task)
 
     def _recommended(
         self, scores: Recommender, part: str, examples: Examples, ranked: Ranking | None

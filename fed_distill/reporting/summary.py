@@ -226,7 +226,7 @@ class _Measure:
             },
             "validation": _mean_metrics([unit.validation for unit in units]),
             "cold": _mean_metrics([unit.cold for unit in units]),
-            "with_bm25": _mean_metrics([unit.with_bm25 for unit in units]),
+            "with_bm25": _with_bm25(units),
             **_cold_start(units),
             "interval": {
                 **{name: one and one.half_width for name, one in found.items()},
@@ -268,6 +268,12 @@ def _cold_start(units: Sequence[Outcome]) -> dict[str, Any]:
     """Return metrics of cold and warm products and customers, where they were measured."""
     found = as_table({name: _mean([unit.metrics.get(name) for unit in units]) for name in units[0].metrics})
     return {"cold_start": found} if found else {}
+
+
+def _with_bm25(units: Sequence[Outcome]) -> dict[str, float | None] | None:
+    """Return means over the seeds, and the weight of BM25 with the first seed's student, which the run stores."""
+    found, first = _mean_metrics([unit.with_bm25 for unit in units]), units[0].with_bm25
+    return None if found is None or first is None else {**found, "weight": first["weight"]}
 
 
 def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:

@@ -17,6 +17,10 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=_CHARACTERS)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TITLES)]
 ProductId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ProductIds = Annotated[list[ProductId], Field(min_length=1, max_length=MOST_TITLES)]
+_LARGEST = 1e6
+LexicalScores = Annotated[
+    list[Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]], Field(min_length=1, max_length=MOST_TITLES)
+]
 ErrorCode = Literal[
     "unauthorized",
     "forbidden",
@@ -83,11 +87,19 @@ class RankRequest(ApiRequest):
     query: Text
     titles: Texts | None = None
     products: ProductIds | None = Field(None, description="ids of products in the index, instead of titles")
+    bm25: LexicalScores | None = Field(
+        None, description="score of each title or product by a search by words, if it is to count too"
+    )
+    bm25_weight: Annotated[float, Field(ge=0.0, le=_LARGEST)] = Field(
+        1.0, description="weight of bm25 in the sum with the log-odds of the student's score"
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.titles is None) == (self.products is None):
             raise ValueError("send either titles or products")
+        if self.bm25 is None and "bm25_weight" in self.model_fields_set:
+            raise ValueError("bm25_weight has no effect without bm25")
         return self
 
 

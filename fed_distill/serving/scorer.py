@@ -15,6 +15,7 @@ from fed_distill.data.cleaning import clean_served, clean_text
 from fed_distill.data.student_description import StudentDescription
 from fed_distill.data.tasks import HISTORY_SEPARATOR, history_text, undivided
 from fed_distill.errors import DataError
+from fed_distill.evaluation.with_words import with_bm25
 
 Probabilities = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
@@ -110,17 +111,23 @@ class Scorer:
         cleaned = self._clean(texts, "texts", separator)
         return self._scoring.probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
 
-    def rank(self, query: str, titles: Sequence[str]) -> Ranked:
+    def rank(
+        self, query: str, titles: Sequence[str], *, bm25: Sequence[float] | None = None, bm25_weight: float = 1.0
+    ) -> Ranked:
         """Rank ``titles`` for ``query`` by expected gain, ``sum_c p_c * gain_c``, the score by which the evaluation
-        ranks.
+        ranks; with scores of a search by words, by the sum of both (``ranked_with``).
 
-        :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
+        :param titles: candidates ``[n]``
+        :param bm25: score of each title by a search by words ``[n]``
+        :param bm25_weight: its weight in the sum with the log-odds of the gain; a run's ``with_bm25`` names the best
+        :raises DataError: the task has no gains, a text is unusable (see ``predict``), or ``bm25`` is (``ranked_with``)
         """
         gains = self.gains
         self.check_query()
         cleaned = clean_text(query, "query", self._max_characters)
         probabilities = self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
-        return ranked(probabilities.astype(np.float64) @ gains)
+        found = ranked(probabilities.astype(np.float64) @ gains)
+        return found if bm25 is None else ranked_with(found, bm25, bm25_weight)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Rank ``titles`` for a shopper by the probability of "recommend" or, for next baskets, of "bought";
@@ -218,3 +225,18 @@ class Scorer:
 def ranked(scores: Scores) -> Ranked:
     """Return the ranking of titles by their scores, ``[n]``."""
     return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
+
+
+def ranked_with(found: Ranked, bm25: Sequence[float], weight: float) -> Ranked:
+    """Return the ranking by the log-odds of expected gains, ``found.scores``, plus ``weight`` times ``bm25``, ``[n]``.
+
+    :raises DataError: there is not one finite score for each title, or ``weight`` is not finite and at least 0
+    """
+    words = np.asarray(bm25, dtype=np.float64)
+    if words.shape != found.scores.shape:
+        raise DataError(
+            f"bm25 has {len(words)} scores for {len(found.scores)} titles: send one for each, in their order"
+        )
+    if not np.isfinite(words).all() or not 0.0 <= weight < np.inf:
+        raise DataError("scores in bm25 must be finite, and bm25_weight a finite number of at least 0")
+    return ranked(with_bm25(found.scores, words, weight))

@@ -44,7 +44,7 @@ from fed_distill.serving.gate import Gate, Refused, Rules
 from fed_distill.serving.openapi import VERSION_HEADER, describe
 from fed_distill.serving.page import mount_page, page_files, student_paths
 from fed_distill.serving.product_changes import ProductChanges
-from fed_distill.serving.scorer import Ranked
+from fed_distill.serving.scorer import Ranked, ranked_with
 from fed_distill.serving.served_student import ServedStudent
 from fed_distill.serving.service_config import LimitsTable, ServeConfig
 from fed_distill.serving.service_metrics import ServiceMetrics
@@ -157,7 +157,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
 
     @app.post("/rank", response_model=RankAnswer)
     async def rank(asked: RankRequest, request: Request) -> Response:
-        """Rank titles, or products of the index, for a query by expected gain."""
+        """Rank titles, or products of the index, for a query by expected gain, or by that and a search by words."""
         _check_count(limits, "titles", asked.titles or [])
         _check_count(limits, "products", asked.products or [])
         student = await chosen(asked, request)
@@ -166,6 +166,8 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         else:
             found = await student.rank(asked.query, asked.titles or [])
         watch.ranked(student, asked, found)
+        if asked.bm25 is not None:
+            found = ranked_with(found, asked.bm25, asked.bm25_weight)
         return _answer(_ranking(found), student)
 
     @app.post("/recommend", response_model=RankAnswer)

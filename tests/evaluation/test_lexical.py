@@ -7,7 +7,7 @@ import pytest
 
 from fed_distill.data.examples import Examples
 from fed_distill.data.tasks import RELEVANCE
-from fed_distill.evaluation.lexical import bm25, with_bm25, words_of
+from fed_distill.evaluation.lexical import bm25, words_of
 from fed_distill.evaluation.recommenders import as_probabilities
 
 TITLES = ("usb hub", "usb cable usb", "tea maker black 1l", "usb hub")
@@ -23,13 +23,13 @@ def test_a_score_is_that_of_the_formula():
     """Three distinct titles of 2, 3 and 4 words, mean 3; usb is in two of them, cable in one."""
     usb, cable = math.log(1 + 1.5 / 2.5), math.log(1 + 2.5 / 1.5)
     longer = 1 - 0.75 + 0.75 * 3 / 3
-    expected = usb * 2 * 2.2 / (2 + 1.2 * longer) + cable * 1 * 2.2 / (1 + 1.2 * longer)
+    expected = usb * 2 / (2 + 1.2 * longer) + cable * 1 / (1 + 1.2 * longer)
     assert bm25(TITLES)(asked(("USB cable", "usb cable usb")))[0] == pytest.approx(expected)
 
 
 def test_a_word_that_no_title_had_weighs_most_and_an_unshared_one_nothing():
     found = bm25(TITLES)(asked(("new", "new"), ("usb", "usb"), ("tea", "usb hub"), ("", "usb hub")))
-    assert found[0] == pytest.approx(math.log(1 + 3.5 / 0.5) * 2.2 / (1 + 1.2 * (0.25 + 0.75 / 3)))
+    assert found[0] == pytest.approx(math.log(1 + 3.5 / 0.5) / (1 + 1.2 * (0.25 + 0.75 / 3)))
     assert found[0] > found[1] > 0.0
     assert found[2:].tolist() == [0.0, 0.0]
 
@@ -48,12 +48,3 @@ def test_classes_rank_as_scores_do():
     gains = found @ np.array(RELEVANCE.gains)
     assert found.sum(axis=1) == pytest.approx([1.0, 1.0, 1.0])
     assert gains[0] > gains[1] > gains[2] == 0.0
-
-
-def test_the_sum_of_a_student_and_bm25_is_of_log_odds_and_its_weight():
-    gains, words = np.array([0.5, 0.9, 0.0]), np.array([2.0, 0.0, 1.0])
-    sums = with_bm25(gains, words, 0.4)
-    expected = np.array([0.8, math.log(9.0), math.log(1e-6 / (1 - 1e-6)) + 0.4])
-    assert sums - sums[2] == pytest.approx(expected - expected[2])
-    assert sums.min() == 0.0
-    assert with_bm25(np.zeros(0), np.zeros(0), 0.4).shape == (0,)

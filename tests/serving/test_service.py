@@ -1,6 +1,8 @@
 """Answers of the service are those of the student in Python, alone and among many; errors have one shape."""
 
 import asyncio
+import json
+import math
 
 import httpx
 import numpy as np
@@ -30,6 +32,42 @@ def test_scores_and_rankings_are_those_of_the_student(kind, exported):
     np.testing.assert_allclose(scored["probabilities"], student.predict(["usb hub"] * 4, TITLES), atol=1e-5)
     assert scored["classes"] == list(student.classes)
     np.testing.assert_allclose(again["scores"], ranked["scores"], atol=1e-6)  # now by vectors of the cache
+
+
+def test_a_search_by_words_counts_in_a_ranking(exported):
+    trained, export = exported("two-tower")
+    words = [7.5, 0.0, 3.25, 1.0]
+    body = {"query": "usb hub", "titles": TITLES}
+    with serving(config_of(export)) as client:
+        alone = client.post("/rank", json=body).json()
+        summed = client.post("/rank", json={**body, "bm25": words, "bm25_weight": 0.5}).json()
+        unweighted = client.post("/rank", json={**body, "bm25": [1, 2, 3, 4]}).json()
+        refused = [
+            client.post("/rank", json={**body, **more})
+            for more in (
+                {"bm25": words[:3]},
+                {"bm25": [*words, 1.0]},
+                {"bm25": ["7", "0", "1", "1"]},
+                {"bm25": words, "bm25_weight": -0.1},
+                {"bm25_weight": 0.5},
+            )
+        ]
+        unbounded = client.post(
+            "/rank",
+            content=json.dumps({**body, "bm25": [math.nan, math.inf, 0.0, 0.0]}),
+            headers={"Content-Type": "application/json"},
+        )
+    expected = [math.log(score / (1 - score)) + 0.5 * word for score, word in zip(alone["scores"], words, strict=True)]
+    np.testing.assert_allclose(summed["scores"], expected, atol=1e-4)
+    assert summed["order"] == sorted(range(4), key=lambda place: -expected[place]) != alone["order"]
+    of_python = load_student(trained).rank("usb hub", TITLES, bm25=words, bm25_weight=0.5)
+    np.testing.assert_allclose(summed["scores"], of_python.scores, atol=1e-4)
+    assert np.subtract(unweighted["scores"], [1, 2, 3, 4]) == pytest.approx(
+        [math.log(score / (1 - score)) for score in alone["scores"]], abs=1e-4
+    )
+    assert [answer.status_code for answer in (*refused, unbounded)] == [422] * 6
+    assert "bm25 has 3 scores for 4 titles" in refused[0].json()["detail"]
+    assert "bm25_weight has no effect without bm25" in refused[-1].json()["detail"]
 
 
 @pytest.mark.parametrize("kind", ["two-tower, one text", "lstm, one text"])

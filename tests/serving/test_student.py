@@ -18,6 +18,7 @@ from fed_distill.data.cleaning import clean
 from fed_distill.data.student_description import DESCRIPTION, StudentDescription
 from fed_distill.data.tasks import NEXT_BASKET, RECOMMEND, SENTIMENT, category_task
 from fed_distill.errors import DataError, ModelError
+from fed_distill.evaluation.lexical import bm25
 from fed_distill.models import build_student, load_model
 from fed_distill.models.student_folder import save_student
 from fed_distill.reporting.store import RunStore
@@ -81,19 +82,23 @@ def test_a_run_s_student_gives_the_figures_of_its_summary(tiny_run):
     assert roc_auc_score(labels == positive, found[:, positive]) == pytest.approx(summary["auc"])
 
     ranking, gains = data.ranking_test, np.asarray(data.task.gains)
-    scores = []
+    summed, words = summary["with_bm25"], bm25([*data.public.pairs, *data.proxy.pairs])
+    scores, sums = [], []
     for query in np.unique(ranking.queries):
         shown = ranking.examples.take(np.flatnonzero(ranking.queries == query))
         assert len(set(shown.texts)) == 1
         true = gains[shown.labels]
         ranked = student.rank(shown.texts[0], shown.pairs)
+        both = student.rank(shown.texts[0], shown.pairs, bm25=words(shown), bm25_weight=summed["weight"])
         assert sorted(ranked.order) == list(range(len(shown)))
         assert np.all(np.diff(ranked.scores[ranked.order]) <= 0)
         if true.any():
-            places = np.empty(len(shown))
-            places[ranked.order] = np.arange(len(shown))
-            scores.append(ndcg_score([true], [-places], k=10))
+            for found, of in ((ranked, scores), (both, sums)):
+                places = np.empty(len(shown))
+                places[found.order] = np.arange(len(shown))
+                of.append(ndcg_score([true], [-places], k=10))
     assert np.mean(scores) == pytest.approx(summary["ndcg@10"], abs=1e-6)
+    assert np.mean(sums) == pytest.approx(summed["ndcg@10"], abs=1e-6)
 
 
 def test_scores_of_a_ranking_are_expected_gains_and_ties_keep_their_order(student):
@@ -103,6 +108,20 @@ def test_scores_of_a_ranking_are_expected_gains_and_ties_keep_their_order(studen
     np.testing.assert_allclose(ranked.scores, expected, atol=1e-6)
     assert list(ranked.order) in ([0, 2, 1], [1, 0, 2])
     assert [len(part) for part in student.rank("phone", [])] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("words", "weight", "told"),
+    [
+        ([1.0], 1.0, "bm25 has 1 scores for 2 titles"),
+        ([1.0, np.nan], 1.0, "must be finite"),
+        ([1.0, 2.0], np.inf, "must be finite"),
+        ([1.0, 2.0], -1.0, "at least 0"),
+    ],
+)
+def test_scores_of_a_search_by_words_are_checked(student, words, weight, told):
+    with pytest.raises(DataError, match=told):
+        student.rank("phone", TITLES[:2], bm25=words, bm25_weight=weight)
 
 
 @pytest.mark.parametrize(
