@@ -49,7 +49,7 @@ def leads_out(path: Path, folder: Path) -> bool:
 
 
 @contextmanager
-def space_for(path: Path, remedy: str = "continue with --resume") -> Iterator[None]:
+def space_for(path: Path, remedy: str = "start again (a run: with --resume)") -> Iterator[None]:
     """Raise DiskFull, naming ``path`` and a remedy, if its disk or quota is full; of nested ones, the outermost names
     both."""
     try:

@@ -137,6 +137,17 @@ def test_digits_that_end_in_a_letter_are_searched_once(start: str) -> None:
     assert mask(text) == text
 
 
+@pytest.mark.parametrize("text", ["%" * 400_000 + "@", "a%" * 200_000 + "@b", "a@" + "b." * 200_000])
+def test_what_is_nearly_an_address_is_searched_once(text: str) -> None:
+    """From each character anew it would take minutes."""
+    assert mask(text) == text
+
+
+@pytest.mark.parametrize("text", ["%me@example.org", "x %25me@example.org", "a%me@example.org"])
+def test_an_address_begins_with_its_first_character(text: str) -> None:
+    assert mask(text) in ("[email]", "x [email]")
+
+
 GROUP = st.tuples(st.sampled_from(["", " ", "-", ") ", ") ("]), st.integers(1, 9999).map(str)).map("".join)
 
 

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from fed_distill import run
 from fed_distill.cli.main import app as command_line
+from fed_distill.data import load
 from fed_distill.deploy.identity import make_server_certificate, make_site_key
 from fed_distill.deploy.registered import presences
 from fed_distill.privacy.ledger import Ledgers
@@ -275,9 +276,26 @@ def test_randomized_labels_leave_sites_only_where_their_own_rules_allow_texts(
         student = tmp_path / "labels" / "student" / "model.safetensors"
         assert done.returncode == 0 and student.exists(), done.stdout + done.stderr + deployment.log("north")
         assert distance(load_file(student), load_file(run(labels).student / "model.safetensors")) < 1e-5
+        assert not texts_kept(tmp_path / "labels", labels)
     finally:
         for path, text in manifests.items():
             path.write_text(text)
+
+
+def texts_kept(folder, experiment):
+    """Texts of merchants' training examples that are in a file of ``folder``, though the server has them nowhere."""
+    data = load(experiment.data)
+    tables = [data.public, data.public_valid, data.proxy, data.valid, data.test]
+    tables += [ranked.examples for ranked in (data.ranking_valid, data.ranking_test)]
+    of_server = "\n".join({text for table in tables for text in texts(table)})
+    own = {text for merchant in data.merchants.values() for text in texts(merchant.train) if text not in of_server}
+    assert len(own) > 10
+    files = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    return [text for text in own if any(text.encode() in content for content in files)]
+
+
+def texts(table):
+    return (*table.texts, *(table.pairs or ()))
 
 
 def test_a_run_that_fails_at_the_server_is_an_error_of_the_command(deployment):

@@ -115,7 +115,7 @@ def test_the_outermost_remedy_of_a_full_disk_is_told(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(CheckpointError, match=r"a\.txt cannot be written .* continue with --resume"):
+    with pytest.raises(CheckpointError, match=r"a\.txt cannot be written .* start again .a run: with --resume."):
         write_atomic(tmp_path / "a.txt", "new")
     with pytest.raises(CheckpointError, match=r"b cannot be written .* start again"), space_for("b", "start again"):
         write_atomic(tmp_path / "a.txt", "new")
