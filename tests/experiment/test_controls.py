@@ -16,6 +16,7 @@ from fed_distill.evaluation.recommenders import as_probabilities
 from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.store import read_summary
+from fed_distill.reporting.tables import comparison_cells
 
 QUICK = {"federation.rounds": 1, "adaptation.enabled": False, "controls": ["student", "server", "fedavg"]}
 
@@ -131,7 +132,13 @@ def test_bm25_has_the_titles_of_the_server_and_needs_no_student(tiny_experiment,
         by_query = ndcg_by_query(as_probabilities(found, data.task), ranked, data.task)
         assert measured["ndcg@10"] == pytest.approx(sum(by_query) / len(by_query))
     assert (row["accuracy"], row["macro_f1"]) == (None, None)
-    assert "BM25, no training" in (folder / "report.html").read_text(encoding="utf-8")
+    report, summary = (folder / "report.html").read_text(encoding="utf-8"), read_summary(folder)
+    assert "BM25, no training" in report
+    header, *rows = comparison_cells(summary)
+    sums = {row[0]: row[header.index("with BM25")] for row in rows}
+    summed = summary["controls"]["server"]["with_bm25"]["ndcg@10"]
+    assert sums["server alone"] == f"{summed:.4f}" and f"<small>with BM25 {summed:.4f}</small>" in report
+    assert sums["teacher"] == sums["BM25, no training"] == "–"
 
 
 def test_bm25_is_refused_where_there_are_no_queries(tiny_experiment, simulate, tmp_path):
