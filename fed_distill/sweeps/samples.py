@@ -104,10 +104,16 @@ def gain_estimate(rows: pd.DataFrame, units: UnitTable) -> Estimate | None:
     return None if ours is None or theirs is None else estimate(difference(ours, theirs), shared_of(rows))
 
 
-def control_above(results: pd.DataFrame, control: str, reference: str, units: UnitTable) -> Estimate | None:
-    """Estimate the paired difference of two controls; None if one is missing for a seed, or they are the same."""
+def control_above(
+    results: pd.DataFrame, control: str, reference: str, units: UnitTable | None, of: str = "control"
+) -> Estimate | None:
+    """Estimate the paired difference of two controls; None if one is missing for a seed, or they are the same.
+
+    :param units: scores by test unit; None for another ``of`` than ``control``
+    :param of: see ``curves.levels``
+    """
     rows = results[results["role"] == "controls"]
-    columns = [f"control.{control}", f"control.{reference}"]
+    columns = [f"{of}.{control}", f"{of}.{reference}"]
     if control == reference or rows.empty or rows[columns].isna().any(axis=None):
         return None
     ours, theirs = _same(*(sample_of(rows, column, units) for column in columns))

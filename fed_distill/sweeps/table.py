@@ -50,7 +50,10 @@ def summary_cells(
 
 
 def _control_lines(group: ControlGroup, header: Sequence[str], units: UnitTable) -> list[dict[str, str]]:
-    """Return the cells of each measured control's line by title; those of axes and of numbers of cells are empty."""
+    """Return the cells of each measured control's line by title; those of axes and of numbers of cells are empty.
+
+    What ``student`` is above ``server`` is what a teacher adds, with a minus.
+    """
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     keys = {shown: name for name, shown in names.items()}
     aucs, colds, sums = (
@@ -59,6 +62,11 @@ def _control_lines(group: ControlGroup, header: Sequence[str], units: UnitTable)
     )
     empty = header[: header.index("δ") + 1]
     score = header[len(empty)]
+
+    def above(name: str, reference: str, units: UnitTable | None = units, of: str = "control") -> str:
+        found = control_above(group.controls, keys[name], reference, units, of)
+        return UNKNOWN if found is None else _with_interval(found.value, found.half_width, signed)
+
     return [
         {
             **dict.fromkeys(empty, ""),
@@ -67,11 +75,10 @@ def _control_lines(group: ControlGroup, header: Sequence[str], units: UnitTable)
             score: _with_interval(level.value, level.half_width),
             "AUC": aucs.get(level.name, UNKNOWN),
             "cold start": colds.get(level.name, UNKNOWN),
+            "cold start above server": above(level.name, "server", None, "control_cold"),
             "with BM25": sums.get(level.name, UNKNOWN),
-            **{
-                f"above {reference}": _control_above(group.controls, keys[level.name], reference, units)
-                for reference in REFERENCES
-            },
+            "with BM25 above server": above(level.name, "server", None, "control_with_bm25"),
+            **{f"above {reference}": above(level.name, reference) for reference in REFERENCES},
         }
         for level in levels(group.controls, names, units=units)
     ]
@@ -116,13 +123,6 @@ def _combination_line(row: Row, axes: Sequence[str], header: Sequence[str], with
 
 def _of(row: Row, name: str, written: Callable[[float], str] = number) -> str:
     return _with_interval(row[name], row[f"{name}_interval"], written)
-
-
-def _control_above(results: pd.DataFrame, control: str, reference: str, units: UnitTable) -> str:
-    """Return a control's paired difference to another one; that of ``student`` to ``server`` is what a teacher adds,
-    with a minus."""
-    found = control_above(results, control, reference, units)
-    return UNKNOWN if found is None else _with_interval(found.value, found.half_width, signed)
 
 
 def markdown(lines: Sequence[Sequence[str]], axes: int) -> str:
