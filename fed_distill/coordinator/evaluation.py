@@ -29,13 +29,14 @@ class Scored:
     """All scores of a student. metrics, by_unit: see `Evaluator.test_by_unit`. validation: metrics on the common
     validation set. cold: see `Evaluator.cold`. with_bm25: ranking metrics on the common test set of the sum of the
     student's scores and BM25's, and the ``weight`` of BM25 in it, which is best in validation; None for tasks without
-    queries."""
+    queries. with_bm25_by_unit: nDCG@10 of the sum by query."""
 
     metrics: Metrics
     by_unit: list[float]
     validation: Metrics
     cold: Metrics | None
     with_bm25: Metrics | None
+    with_bm25_by_unit: list[float]
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class Evaluator:
         valid = self._measure(student, "valid", data.valid, data.ranking_valid)
         cold = self.cold(student)
         if data.task.gains is None:
-            return Scored(*self.test_by_unit(student), valid.metrics, cold, None)
+            return Scored(*self.test_by_unit(student), valid.metrics, cold, None, [])
         test = self._measure(student, "test", data.test, data.ranking_test)
-        return Scored(test.metrics, test.by_query, valid.metrics, cold, self._with_bm25(valid, test))
+        return Scored(test.metrics, test.by_query, valid.metrics, cold, *self._with_bm25(valid, test))
 
     def test_by_unit(self, student: TextModel) -> tuple[Metrics, list[float]]:
         """Return all metrics on the common test set, and values by test unit whose mean is the headline metric: nDCG@10
@@ -168,20 +169,27 @@ class Evaluator:
         """BM25 with the titles that the server has: of its labelled examples and of the proxy set."""
         return bm25(title for table in (self._data.public, self._data.proxy) for title in table.pairs or ())
 
-    def _with_bm25(self, valid: _Measured, test: _Measured) -> Metrics | None:
-        """Return `Scored.with_bm25` of a student with these results on the validation and the test set."""
+    def _with_bm25(self, valid: _Measured, test: _Measured) -> tuple[Metrics | None, list[float]]:
+        """Return `Scored.with_bm25` and ``with_bm25_by_unit`` of a student with these results on the validation and the
+        test set."""
         data = self._data
         if data.task.name != RELEVANCE.name or data.ranking_valid is None or data.ranking_test is None:
-            return None
-        tried = {weight: self._sum(valid, "valid", data.ranking_valid, weight) for weight in WEIGHTS}
-        weight = max(WEIGHTS, key=lambda one: tried[one]["ndcg@10"] or 0.0)
-        return {**self._sum(test, "test", data.ranking_test, weight), "weight": weight}
+            return None, []
+        in_validation = {
+            weight: ranking(self._sum(valid, "valid", data.ranking_valid, weight), data.ranking_valid, data.task)
+            for weight in WEIGHTS
+        }
+        weight = max(WEIGHTS, key=lambda one: in_validation[one]["ndcg@10"] or 0.0)
+        summed = self._sum(test, "test", data.ranking_test, weight)
+        by_query = ndcg_by_query(summed, data.ranking_test, data.task)
+        return {**ranking(summed, data.ranking_test, data.task), "weight": weight}, by_query
 
-    def _sum(self, found: _Measured, part: str, ranked: Ranking, weight: float) -> Metrics:
+    def _sum(self, found: _Measured, part: str, ranked: Ranking, weight: float) -> Scores:
+        """Return class probabilities ``[n, classes]`` that rank as the sum of a student's scores and BM25's does."""
         if part not in self._words:
             self._words[part] = self.bm25(ranked.examples)
         scores = with_bm25(found.gains, self._words[part], weight)
-        return ranking(as_probabilities(scores - scores.min(), self._data.task), ranked, self._data.task)
+        return as_probabilities(scores - scores.min(initial=0.0), self._data.task)
 
     def _recommended(
         self, scores: Recommender, part: str, examples: Examples, ranked: Ranking | None

@@ -2,7 +2,7 @@
 
 Robertson and Zaragoza 2009, "The probabilistic relevance framework: BM25 and beyond", equation 3.15, with the inverse
 document frequency of Lucene, which is never negative: ln(1 + (N - n + 0.5) / (n + 0.5)). Scores have the scale of
-Lucene 8 and later, without the factor k1 + 1.
+Lucene 8 and later, without the factor k1 + 1 (which Elasticsearch has).
 """
 
 import math

@@ -1,7 +1,8 @@
 """The sum of a student's scores and those of a search by words, as a shop ranks that has both.
 
-A weighted sum of semantic and lexical scores is above reciprocal rank fusion, and few queries are enough to choose the
-weight (Bruch, Gai and Ingber 2023, "An analysis of fusion functions for hybrid retrieval", ACM TOIS 42).
+After Bruch, Gai and Ingber 2023, "An analysis of fusion functions for hybrid retrieval", ACM TOIS 42: a weighted sum is
+above reciprocal rank fusion, and few queries are enough to choose its weight. They normalize the scores of each query;
+here the log-odds of a student's expected gain take the place of that, so that each candidate has a score of its own.
 """
 
 import numpy as np
@@ -9,15 +10,13 @@ import numpy.typing as npt
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Weights of BM25 of which the evaluation takes the best in validation; 0 is the student alone."""
-_CERTAIN = 1e-6
+_CERTAIN = 1e-12
 
 
 def with_bm25(
     gains: npt.NDArray[np.floating], bm25: npt.NDArray[np.floating], weight: float
 ) -> npt.NDArray[np.float64]:
     """Return the log-odds of expected gains plus ``weight`` times BM25, float64 ``[n]``.
-
-    No sum depends on the other candidates of a query.
 
     :param gains: a student's expected gains, in [0, 1], ``[n]``
     :param bm25: scores of a search by words ``[n]``

@@ -373,6 +373,7 @@ class Comparison:
             validation=scored.validation,
             cold=scored.cold,
             with_bm25=scored.with_bm25,
+            with_bm25_by_unit=scored.with_bm25_by_unit,
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
             unheard=unreported,

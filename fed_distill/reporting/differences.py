@@ -25,6 +25,12 @@ def sample_of(units: Sequence[Outcome], metric: str) -> Sample | None:
     return column([unit.metrics.get(metric) for unit in ordered])
 
 
+def summed(units: Sequence[Outcome]) -> list[Outcome] | None:
+    """Return a row's results with the scores of the sum with BM25; None unless all seeds have them."""
+    found = [one for unit in units if (one := unit.summed()) is not None]
+    return found if len(found) == len(units) else None
+
+
 def column(values: Sequence[float | None]) -> Sample | None:
     """Return one value for each training seed as a sample without test units; None if one is undefined, because a mean
     over some seeds would be biased."""

@@ -21,22 +21,22 @@ from fed_distill.storage.sealed import read_sealed_json, sealed_json
 class Outcome:
     """The result of one trained student.
 
-    name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher
-    to student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the
-    mean over the merchants' students). by_unit: values by unit of the common test set, whose mean is the headline
-    metric: nDCG@10 of each query that has a gain, ``qini_by_block``, or else ``macro_f1_by_group``; for ``local``
-    means likewise. merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global student
-    (for ``local`` by the merchant's own). personal_accuracy: the same for students adapted to each merchant, if
-    configured. own_accuracy: the same for the students that merchants keep, each after its last round, with a
-    method whose merchants have students of their own; merchants that took part in no round are left out. unheard:
-    merchants without a result, because their site did not answer or does not send it. before_adaptation,
-    before_by_unit: metrics and by_unit before domain adaptation; None and empty without. validation: metrics on the
-    common validation set, for the controls' lines in learning curves. cold: metrics on the test examples of
-    cold-start merchants, if there are any. with_bm25: ranking metrics of the sum of the student's scores and BM25's
-    (``coordinator.evaluation.Scored``). adaptation: one line per stage of the adaptation, undone ones included.
-    downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
-    (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
-    lines in ``metrics.jsonl`` (``storage.sealed.chained``).
+    name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
+    student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the mean over
+    the merchants' students). by_unit: values by unit of the common test set, whose mean is the headline metric: nDCG@10
+    of each query that has a gain, ``qini_by_block``, or else ``macro_f1_by_group``; for ``local`` means likewise.
+    merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global student (for ``local`` by the
+    merchant's own). personal_accuracy: the same for students adapted to each merchant, if configured. own_accuracy: the
+    same for the students that merchants keep, each after its last round, with a method whose merchants have students of
+    their own; merchants that took part in no round are left out. unheard: merchants without a result, because their
+    site did not answer or does not send it. before_adaptation, before_by_unit: metrics and by_unit before domain
+    adaptation; None and empty without. validation: metrics on the common validation set, for the controls' lines in
+    learning curves. cold: metrics on the test examples of cold-start merchants, if there are any. with_bm25: ranking
+    metrics of the sum of the student's scores and BM25's (``coordinator.evaluation.Scored``), with_bm25_by_unit: its
+    by_unit. adaptation: one line per stage of the adaptation, undone ones included. downlink_bytes, uplink_bytes: mean
+    serialized size per merchant and round. privacy: guarantee and cost (``mechanisms.account``); None without privacy.
+    seconds: duration. rounds: number of rounds. lines: hash of its lines in ``metrics.jsonl``
+    (``storage.sealed.chained``).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -56,6 +56,7 @@ class Outcome:
     validation: Metrics | None = None
     cold: Metrics | None = None
     with_bm25: Metrics | None = None
+    with_bm25_by_unit: list[float] = field(default_factory=list)
     adaptation: list[str] = field(default_factory=list)
     downlink_bytes: float = 0.0
     uplink_bytes: float = 0.0
@@ -77,6 +78,13 @@ class Outcome:
         if self.before_adaptation is None:
             return self
         return dataclasses.replace(self, metrics=self.before_adaptation, by_unit=self.before_by_unit)
+
+    def summed(self) -> Self | None:
+        """Return the result with the scores of the sum with BM25; None if there is none."""
+        if self.with_bm25 is None:
+            return None
+        metrics = {**self.metrics, **self.with_bm25}
+        return dataclasses.replace(self, metrics=metrics, by_unit=self.with_bm25_by_unit)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-serializable fields."""

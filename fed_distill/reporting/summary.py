@@ -22,7 +22,7 @@ from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.privacy.disclosure import coarse, is_private, protected, without_sizes
 from fed_distill.reporting.answers import answers
 from fed_distill.reporting.coding import beside_uncoded
-from fed_distill.reporting.differences import REFERENCES, added, column, family, sample_of
+from fed_distill.reporting.differences import REFERENCES, added, column, family, sample_of, summed
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.storage.versions import versions
 
@@ -79,10 +79,14 @@ def summarize(
     all_rows = {("control", name): units for name, units in controls.items()}
     all_rows |= {("federation", title): units for title, units in federations.items()}
     above = {name: family(all_rows, ("control", name), task.headline) for name in REFERENCES}
+    sums = {key: found for key, units in all_rows.items() if (found := summed(units)) is not None}
+    sums_above = family(sums, ("control", "server"), task.headline)
 
     def row(kind: str, name: str) -> dict[str, Any]:
-        differences = {reference: found.get((kind, name)) for reference, found in above.items()}
-        return {**measure.row(all_rows[kind, name]), "above": differences}
+        found = measure.row(all_rows[kind, name])
+        if found["with_bm25"] is not None:
+            found["with_bm25"]["above_server"] = sums_above.get((kind, name))
+        return {**found, "above": {reference: rows.get((kind, name)) for reference, rows in above.items()}}
 
     control_rows = {name: row("control", name) for name in controls}
     federation_rows = {
@@ -226,7 +230,7 @@ class _Measure:
             },
             "validation": _mean_metrics([unit.validation for unit in units]),
             "cold": _mean_metrics([unit.cold for unit in units]),
-            "with_bm25": _with_bm25(units),
+            "with_bm25": _with_bm25(units, self.task.headline),
             **_cold_start(units),
             "interval": {
                 **{name: one and one.half_width for name, one in found.items()},
@@ -270,10 +274,14 @@ def _cold_start(units: Sequence[Outcome]) -> dict[str, Any]:
     return {"cold_start": found} if found else {}
 
 
-def _with_bm25(units: Sequence[Outcome]) -> dict[str, float | None] | None:
-    """Return means over the seeds, and the weight of BM25 with the first seed's student, which the run stores."""
-    found, first = _mean_metrics([unit.with_bm25 for unit in units]), units[0].with_bm25
-    return None if found is None or first is None else {**found, "weight": first["weight"]}
+def _with_bm25(units: Sequence[Outcome], metric: str) -> dict[str, Any] | None:
+    """Return the headline metric of the sum with BM25, the half-width of its interval, and the weight of BM25 with the
+    first seed's student, which the run stores."""
+    sums, first = summed(units), units[0].with_bm25
+    found = None if sums is None else _estimated(sample_of(sums, metric))
+    if found is None or first is None:
+        return None
+    return {metric: found.value, "half_width": found.half_width, "weight": first["weight"]}
 
 
 def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:

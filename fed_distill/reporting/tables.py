@@ -22,7 +22,8 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     headline first: means over the seeds in the units of ``summary.json``. ``<metric>_interval`` is the half-width of
     the 95 % interval, missing where nothing is repeated. ``above_server`` and ``above_fedavg`` are paired differences
     to these controls, ``above_server_p`` their p-values by Holm's correction over the rows. ``cold`` is the headline
-    metric on cold-start merchants, ``with_bm25`` that of the sum of the student's scores and BM25's.
+    metric on cold-start merchants, ``with_bm25`` that of the sum of the student's scores and BM25's, and
+    ``with_bm25_above_server`` its paired difference to the sum of *server alone*.
     """
     headline = summary["headline"]
     rows = [_row("teacher", "teacher", summary["teacher"], {}, headline)]
@@ -45,9 +46,10 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
         "gap_closed",
         "gap_closed_auc",
     ]
-    columns += [f"above_{name}{part}" for name in REFERENCES for part in ("", "_interval", "_p")]
+    differences = (*(f"above_{name}" for name in REFERENCES), "with_bm25_above_server")
+    columns += [f"{name}{part}" for name in differences for part in ("", "_interval", "_p")]
     columns += ["downlink_bytes", "uplink_bytes", "rounds", "seconds"]
-    measured = [*metrics, "merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "seconds"]
+    measured = [*metrics, "merchant_accuracy", "with_bm25", "retention", "gap_closed", "gap_closed_auc", "seconds"]
     table = pd.DataFrame(rows, columns=[*columns, *(f"{name}_interval" for name in measured)])
     numbers = table.columns.difference(["name", "kind", "protected", "worst_merchant"])
     return table.astype(dict.fromkeys(numbers, "float64"))
@@ -85,7 +87,8 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
     mark = STAR if is_private(summary["privacy"]) else ""
     header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}"]
-    header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "with BM25", "cold start"]
+    header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "with BM25"]
+    header += ["with BM25 above server", "cold start"]
     header += ["retention", *("gap closed", "gap closed in AUC")[: len(gaps)], "up / down a round", "time"]
     lines = [header]
     for row in comparison_table(summary).to_dict("records"):
@@ -93,8 +96,9 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
         name += STAR if row.get("protected") is False else ""
         cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
-        cells += [number(_value(row, "worst_tenth"), 3), *(compared(_above(row, one)) for one in REFERENCES)]
-        cells += [number(_value(row, "with_bm25")), number(_value(row, "cold")), percent(_value(row, "retention"), 1)]
+        cells += [number(_value(row, "worst_tenth"), 3), *(compared(_above(row, f"above_{one}")) for one in REFERENCES)]
+        cells += [_with_interval(row, "with_bm25", number), compared(_above(row, "with_bm25_above_server"))]
+        cells += [number(_value(row, "cold")), percent(_value(row, "retention"), 1)]
         cells += [_with_interval(row, gap, percent) for gap in gaps]
         sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
         cells += [" / ".join(map(size, sent)) if any(sent) else UNKNOWN, duration(_value(row, "seconds"))]
@@ -117,28 +121,31 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
 def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, Any], headline: str) -> dict[str, Any]:
     worst = row.get("worst_merchant") or {}
     sent = row.get("bytes", {})
+    summed = row.get("with_bm25") or {}
+    above = {f"above_{name}": found for name, found in row.get("above", {}).items()}
     return {
         **{key: value for key, value in row.items() if isinstance(value, (int, float))},
         "name": name,
         "kind": kind,
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
-        **{name: (row.get(name) or {}).get(headline) for name in ("cold", "with_bm25")},
+        "cold": (row.get("cold") or {}).get(headline),
+        "with_bm25": summed.get(headline),
+        "with_bm25_interval": summed.get("half_width"),
         "downlink_bytes": sent.get("downlink_per_merchant_round"),
         "uplink_bytes": sent.get("uplink_per_merchant_round"),
         **{f"{key}_interval": value for key, value in intervals.items()},
         **{
-            f"above_{name}{part}": found[key]
-            for name, found in row.get("above", {}).items()
+            f"{name}{part}": found[key]
+            for name, found in {**above, "with_bm25_above_server": summed.get("above_server")}.items()
             if found is not None
             for part, key in (("", "value"), ("_interval", "half_width"), ("_p", "p_adjusted"))
         },
     }
 
 
-def _above(row: Mapping[Any, Any], reference: str) -> dict[str, float | None] | None:
-    """Return the difference to a control as ``headline.compared`` takes it; None if there is none."""
-    name = f"above_{reference}"
+def _above(row: Mapping[Any, Any], name: str) -> dict[str, float | None] | None:
+    """Return a difference to a control as ``headline.compared`` takes it; None if there is none."""
     if _value(row, name) is None:
         return None
     return {

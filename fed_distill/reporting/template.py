@@ -81,14 +81,14 @@ REPORT_PAGE = """{% extends "page" %}
     <tbody>
     {% for row in rows %}
     <tr class="{{ row.kind }}"><th scope="row">{{ row.name }}<small>{{ row.note }}</small></th>
-      {% for name in metrics %}<td{% if loop.first %} class="head"{% endif %}>{{ value(row, name) }}{{ half(row, name) }}{% if loop.first and row.values.get("with_bm25") %}<small>with BM25 {{ row.values.with_bm25[summary.headline] | number }}</small>{% endif %}</td>{% endfor %}
+      {% for name in metrics %}<td{% if loop.first %} class="head"{% endif %}>{{ value(row, name) }}{{ half(row, name) }}{% if loop.first and row.values.get("with_bm25") %}<small>with BM25 {{ row.values.with_bm25[summary.headline] | number }}{% if row.values.with_bm25.half_width is not none %} ± {{ row.values.with_bm25.half_width | number }}{% endif %}</small>{% endif %}</td>{% endfor %}
       {% if row.kind == "teacher" %}
       <td>–</td><td>–</td><td>–</td>{% for name in references %}<td>–</td>{% endfor %}<td>–</td><td>–</td><td>–</td><td>–</td>
       {% else %}
       <td>{{ row.values.merchant_accuracy | number(3) }}{% if row.values.get("own_students") %}<small>own students {{ row.values.own_students.mean | number(3) }}</small>{% endif %}{% if row.values.get("cold") %}<small>cold start {{ row.values.cold[summary.headline] | number(4) }}</small>{% endif %}</td>
       <td>{% if row.values.worst_merchant %}{{ row.values.worst_merchant.accuracy | number(3) }}<small>{{ row.values.worst_merchant.merchant | truncate(18) }}</small>{% else %}–{% endif %}</td>
       <td>{{ row.values.worst_tenth | number(3) }}</td>
-      {% for name in references %}<td>{{ compared(row.values.above[name]) }}</td>{% endfor %}
+      {% for name in references %}<td>{{ compared(row.values.above[name]) }}{% if name == "server" and row.values.get("with_bm25") and row.values.with_bm25.above_server %}<small>with BM25 {{ compared(row.values.with_bm25.above_server) }}</small>{% endif %}</td>{% endfor %}
       <td>{{ value(row, "retention", "percent") }}</td>
       <td>{{ row.values.gap_closed | percent }}{% if row.half.get("gap_closed") is not none %}<small>± {{ row.half.gap_closed | percent }}</small>{% endif %}</td>
       {% if row.federated %}

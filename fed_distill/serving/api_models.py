@@ -90,16 +90,19 @@ class RankRequest(ApiRequest):
     bm25: LexicalScores | None = Field(
         None, description="score of each title or product by a search by words, if it is to count too"
     )
-    bm25_weight: Annotated[float, Field(ge=0.0, le=_LARGEST)] = Field(
-        1.0, description="weight of bm25 in the sum with the log-odds of the student's score"
+    bm25_weight: Annotated[float, Field(ge=0.0, le=_LARGEST)] | None = Field(
+        None, description="weight of bm25 in the sum with the log-odds of the student's score; required with bm25"
     )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.titles is None) == (self.products is None):
             raise ValueError("send either titles or products")
-        if self.bm25 is None and "bm25_weight" in self.model_fields_set:
-            raise ValueError("bm25_weight has no effect without bm25")
+        if (self.bm25 is None) != (self.bm25_weight is None):
+            raise ValueError("send both of bm25 and bm25_weight, or neither")
+        candidates = self.titles or self.products or []
+        if self.bm25 is not None and len(self.bm25) != len(candidates):
+            raise ValueError(f"bm25 has {len(self.bm25)} scores for {len(candidates)} candidates")
         return self
 
 
@@ -113,7 +116,8 @@ class RecommendRequest(ApiRequest):
 
 
 class RankAnswer(BaseModel):
-    """order: positions of the titles from best to worst. scores: of the titles in the order of the request."""
+    """order: positions of the titles from best to worst. scores: of the titles in the order of the request: expected
+    gains, in [0, 1]; with a search by words, log-odds of these plus weighted BM25."""
 
     order: list[int]
     scores: list[float]

@@ -112,22 +112,31 @@ class Scorer:
         return self._scoring.probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
 
     def rank(
-        self, query: str, titles: Sequence[str], *, bm25: Sequence[float] | None = None, bm25_weight: float = 1.0
+        self,
+        query: str,
+        titles: Sequence[str],
+        *,
+        bm25: Sequence[float] | None = None,
+        bm25_weight: float | None = None,
     ) -> Ranked:
         """Rank ``titles`` for ``query`` by expected gain, ``sum_c p_c * gain_c``, the score by which the evaluation
         ranks; with scores of a search by words, by the sum of both (``ranked_with``).
 
         :param titles: candidates ``[n]``
         :param bm25: score of each title by a search by words ``[n]``
-        :param bm25_weight: its weight in the sum with the log-odds of the gain; a run's ``with_bm25`` names the best
-        :raises DataError: the task has no gains, a text is unusable (see ``predict``), or ``bm25`` is (``ranked_with``)
+        :param bm25_weight: its weight in the sum with the log-odds of the gain, required with ``bm25``; the best in a
+            run's validation is ``student.with_bm25.weight`` of its ``summary.json``
+        :raises DataError: the task has no gains, or a text (see ``predict``) or ``bm25`` (``checked_bm25``) is unusable
         """
         gains = self.gains
         self.check_query()
+        words = None
+        if bm25 is not None or bm25_weight is not None:
+            words = checked_bm25(bm25, bm25_weight, len(titles))
         cleaned = clean_text(query, "query", self._max_characters)
         probabilities = self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
         found = ranked(probabilities.astype(np.float64) @ gains)
-        return found if bm25 is None else ranked_with(found, bm25, bm25_weight)
+        return found if words is None else ranked_with(found, words)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Rank ``titles`` for a shopper by the probability of "recommend" or, for next baskets, of "bought";
@@ -227,16 +236,27 @@ def ranked(scores: Scores) -> Ranked:
     return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
 
 
-def ranked_with(found: Ranked, bm25: Sequence[float], weight: float) -> Ranked:
-    """Return the ranking by the log-odds of expected gains, ``found.scores``, plus ``weight`` times ``bm25``, ``[n]``.
+def checked_bm25(bm25: Sequence[float] | None, weight: float | None, titles: int) -> Scores:
+    """Return ``weight`` times ``bm25``, float64 ``[titles]``.
 
-    :raises DataError: there is not one finite score for each title, or ``weight`` is not finite and at least 0
+    :raises DataError: one of both is missing, they are no numbers, there is not one score for each title, or one is not
+        finite or, of the weight, below 0
     """
-    words = np.asarray(bm25, dtype=np.float64)
-    if words.shape != found.scores.shape:
-        raise DataError(
-            f"bm25 has {len(words)} scores for {len(found.scores)} titles: send one for each, in their order"
-        )
-    if not np.isfinite(words).all() or not 0.0 <= weight < np.inf:
-        raise DataError("scores in bm25 must be finite, and bm25_weight a finite number of at least 0")
-    return ranked(with_bm25(found.scores, words, weight))
+    if bm25 is None or weight is None:
+        raise DataError("bm25 and bm25_weight belong together: give both or neither")
+    try:
+        words, factor = np.asarray(bm25, dtype=np.float64), float(weight)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"bm25 must be numbers, and bm25_weight one: {error}") from error
+    if words.shape != (titles,):
+        raise DataError(f"bm25 has the shape {list(words.shape)} for {titles} titles: give one score for each title")
+    with np.errstate(over="ignore", invalid="ignore"):
+        weighted = factor * words
+    if not np.isfinite(weighted).all() or not 0.0 <= factor < np.inf:
+        raise DataError("scores in bm25 must be finite, also times bm25_weight, which must be at least 0")
+    return weighted
+
+
+def ranked_with(found: Ranked, weighted: Scores) -> Ranked:
+    """Return the ranking by the log-odds of expected gains, ``found.scores``, plus ``weighted`` BM25, ``[n]``."""
+    return ranked(with_bm25(found.scores, weighted, 1.0))

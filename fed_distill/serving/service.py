@@ -44,7 +44,7 @@ from fed_distill.serving.gate import Gate, Refused, Rules
 from fed_distill.serving.openapi import VERSION_HEADER, describe
 from fed_distill.serving.page import mount_page, page_files, student_paths
 from fed_distill.serving.product_changes import ProductChanges
-from fed_distill.serving.scorer import Ranked, ranked_with
+from fed_distill.serving.scorer import Ranked, checked_bm25, ranked_with
 from fed_distill.serving.served_student import ServedStudent
 from fed_distill.serving.service_config import LimitsTable, ServeConfig
 from fed_distill.serving.service_metrics import ServiceMetrics
@@ -167,7 +167,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
             found = await student.rank(asked.query, asked.titles or [])
         watch.ranked(student, asked, found)
         if asked.bm25 is not None:
-            found = ranked_with(found, asked.bm25, asked.bm25_weight)
+            found = ranked_with(found, checked_bm25(asked.bm25, asked.bm25_weight, len(found.scores)))
         return _answer(_ranking(found), student)
 
     @app.post("/recommend", response_model=RankAnswer)

@@ -136,8 +136,12 @@ def test_bm25_has_the_titles_of_the_server_and_needs_no_student(tiny_experiment,
     assert "BM25, no training" in report
     header, *rows = comparison_cells(summary)
     sums = {row[0]: row[header.index("with BM25")] for row in rows}
-    summed = summary["controls"]["server"]["with_bm25"]["ndcg@10"]
-    assert sums["server alone"] == f"{summed:.4f}" and f"<small>with BM25 {summed:.4f}</small>" in report
+    found = summary["controls"]["server"]["with_bm25"]
+    written = f"{found['ndcg@10']:.4f} ± {found['half_width']:.4f}"
+    assert sums["server alone"] == written and f"<small>with BM25 {written}</small>" in report
+    main = summary["federations"][summary["federation"]]["with_bm25"]
+    assert main["above_server"]["value"] == pytest.approx(main["ndcg@10"] - found["ndcg@10"])
+    assert main["above_server"]["p_adjusted"] == main["above_server"]["p_value"] and found["above_server"] is None
     assert sums["teacher"] == sums["BM25, no training"] == "–"
 
 

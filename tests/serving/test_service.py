@@ -41,20 +41,22 @@ def test_a_search_by_words_counts_in_a_ranking(exported):
     with serving(config_of(export)) as client:
         alone = client.post("/rank", json=body).json()
         summed = client.post("/rank", json={**body, "bm25": words, "bm25_weight": 0.5}).json()
-        unweighted = client.post("/rank", json={**body, "bm25": [1, 2, 3, 4]}).json()
+        unweighted = client.post("/rank", json={**body, "bm25": [1, 2, 3, 4], "bm25_weight": 1}).json()
+        nothing = client.post("/rank", json={**body, "bm25": None, "bm25_weight": None}).json()
         refused = [
             client.post("/rank", json={**body, **more})
             for more in (
-                {"bm25": words[:3]},
-                {"bm25": [*words, 1.0]},
-                {"bm25": ["7", "0", "1", "1"]},
+                {"bm25": words[:3], "bm25_weight": 0.5},
+                {"bm25": [*words, 1.0], "bm25_weight": 0.5},
+                {"bm25": ["7", "0", "1", "1"], "bm25_weight": 0.5},
                 {"bm25": words, "bm25_weight": -0.1},
+                {"bm25": words},
                 {"bm25_weight": 0.5},
             )
         ]
         unbounded = client.post(
             "/rank",
-            content=json.dumps({**body, "bm25": [math.nan, math.inf, 0.0, 0.0]}),
+            content=json.dumps({**body, "bm25": [math.nan, math.inf, 0.0, 0.0], "bm25_weight": 0.5}),
             headers={"Content-Type": "application/json"},
         )
     expected = [math.log(score / (1 - score)) + 0.5 * word for score, word in zip(alone["scores"], words, strict=True)]
@@ -65,9 +67,10 @@ def test_a_search_by_words_counts_in_a_ranking(exported):
     assert np.subtract(unweighted["scores"], [1, 2, 3, 4]) == pytest.approx(
         [math.log(score / (1 - score)) for score in alone["scores"]], abs=1e-4
     )
-    assert [answer.status_code for answer in (*refused, unbounded)] == [422] * 6
-    assert "bm25 has 3 scores for 4 titles" in refused[0].json()["detail"]
-    assert "bm25_weight has no effect without bm25" in refused[-1].json()["detail"]
+    assert nothing["scores"] == pytest.approx(alone["scores"], abs=1e-6)
+    assert [answer.status_code for answer in (*refused, unbounded)] == [422] * 7
+    assert "bm25 has 3 scores for 4 candidates" in refused[0].json()["detail"]
+    assert all("both of bm25 and bm25_weight" in answer.json()["detail"] for answer in refused[-2:])
 
 
 @pytest.mark.parametrize("kind", ["two-tower, one text", "lstm, one text"])

@@ -113,7 +113,14 @@ def test_scores_of_a_ranking_are_expected_gains_and_ties_keep_their_order(studen
 @pytest.mark.parametrize(
     ("words", "weight", "told"),
     [
-        ([1.0], 1.0, "bm25 has 1 scores for 2 titles"),
+        ([1.0], 1.0, r"shape \[1\] for 2 titles"),
+        ([[1.0, 2.0], [3.0, 4.0]], 1.0, r"shape \[2, 2\] for 2 titles"),
+        (5.0, 1.0, r"shape \[\] for 2 titles"),
+        (["a", "b"], 1.0, "must be numbers"),
+        ([1.0, 2.0], "one", "must be numbers"),
+        ([1.0, 2.0], None, "belong together"),
+        (None, 0.5, "belong together"),
+        ([10.0, 20.0], 1e308, "must be finite"),
         ([1.0, np.nan], 1.0, "must be finite"),
         ([1.0, 2.0], np.inf, "must be finite"),
         ([1.0, 2.0], -1.0, "at least 0"),
