@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from fed_distill.data.examples import Task
 from fed_distill.serving.scorer import Scorer
 
 Scores = npt.NDArray[np.float64]
@@ -31,7 +30,7 @@ class Ranker(Protocol):
     has_vectors: bool
 
     def scores(self, queries: Sequence[str], titles: Sequence[str]) -> Scores:
-        """Return the score of each title for its query, float64 ``[n]`` in [0, 1]."""
+        """Return the score of each title for its query, float64 ``[n]``."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return the vector of each text, float32 ``[n, width]``."""
@@ -41,15 +40,14 @@ class Ranker(Protocol):
 
 
 class ByGain:
-    """Ranks by the expected gain of a classifier of pairs, over the largest gain of a class."""
+    """Ranks by the expected gain of a classifier of pairs."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer, self.has_vectors = scorer, scorer.has_vectors
-        self._largest = float(scorer.gains.max())
 
     def scores(self, queries: Sequence[str], titles: Sequence[str]) -> Scores:
         """See ``Ranker``."""
-        found: Scores = self._scorer.predict(queries, titles).astype(np.float64) @ self._scorer.gains / self._largest
+        found: Scores = self._scorer.predict(queries, titles).astype(np.float64) @ self._scorer.gains
         return found
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -58,11 +56,11 @@ class ByGain:
 
     def compare(self, query: Vectors, titles: Vectors) -> Scores:
         """See ``Ranker``."""
-        return self._scorer.score_vectors(query, titles) / self._largest
+        return self._scorer.score_vectors(query, titles)
 
 
 class ByCosine:
-    """Ranks by the cosine of two texts' vectors, as (1 + cosine) / 2. A text is embedded once."""
+    """Ranks by the cosine of two texts' vectors. A text is embedded once."""
 
     has_vectors = True
 
@@ -75,7 +73,7 @@ class ByCosine:
         vectors = self.embed(list(places)).astype(np.float64)
         left, right = ([places[text] for text in texts] for texts in (queries, titles))
         cosines: Scores = np.einsum("nw,nw->n", vectors[left], vectors[right])
-        return (1.0 + cosines) / 2.0
+        return cosines
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """See ``Ranker``; vectors have length 1, or 0 for a text without a known token."""
@@ -86,7 +84,7 @@ class ByCosine:
 
     def compare(self, query: Vectors, titles: Vectors) -> Scores:
         """See ``Ranker``."""
-        return (1.0 + (titles @ query).astype(np.float64)) / 2.0
+        return np.asarray(titles @ query, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -140,18 +138,6 @@ class Model:
         if self.kind == "sentence-transformers":
             return ByCosine(_sentence_transformer(self.path))
         return ByCosine(onnx_encoder(Path(self.path)))
-
-
-def as_probabilities(scores: Scores, task: Task) -> Scores:
-    """Return class probabilities ``[n, classes]`` whose expected gain orders titles as ``scores`` in [0, 1] do.
-
-    The class of the largest gain has the score as its probability, that of the smallest gain the rest, so that the
-    project's own metrics measure models that give no class.
-    """
-    gains = np.asarray(task.gains, dtype=np.float64)
-    found = np.zeros((len(scores), len(gains)))
-    found[:, gains.argmax()], found[:, gains.argmin()] = scores, 1.0 - scores
-    return found
 
 
 def _model2vec(path: str) -> Encode:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.benchmarks.rankers import Model, as_probabilities
+from experiments.benchmarks.rankers import Model
 from experiments.benchmarks.ranking_encoders import LEARNING_RATES, export_encoder, fine_tune_encoder, graded_pairs
 from experiments.benchmarks.ranking_static import distil_model2vec, relevant_pairs, train_model2vec, with_head
 from fed_distill.config import Experiment
@@ -20,7 +20,7 @@ from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Ranking
 from fed_distill.data.student_description import StudentDescription
-from fed_distill.evaluation.metrics import ndcg_by_query
+from fed_distill.evaluation.metrics import expected_gains, ndcg_by_query
 from fed_distill.experiment.student_factory import StudentFactory, started
 from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.models import TextModel
@@ -187,7 +187,7 @@ def quality(setting: Setting, model: Model) -> list[float]:
         ranking = setting.data.ranking_test
         assert ranking is not None
         labels = setting.teaching.ensemble.labels("the test ranking", ranking.examples)
-        return ndcg_by_query(labels.numpy(), ranking, setting.data.task)
+        return ndcg_by_query(expected_gains(labels.numpy(), setting.data.task), ranking, setting.data.task)
     return _kept(setting, "test", model, setting.data.ranking_test)
 
 
@@ -213,7 +213,7 @@ def _kept(setting: Setting, part: str, model: Model, ranking: Ranking | None) ->
         print(f"{part} queries: {model.name}", flush=True)
         examples, task = ranking.examples, setting.data.task
         scores = model.ranker().scores(examples.texts, examples.pairs or ())
-        found = ndcg_by_query(as_probabilities(scores, task), ranking, task)
+        found = ndcg_by_query(scores, ranking, task)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, strict_json(found, file.name))
     values: list[float] = read_json(file)

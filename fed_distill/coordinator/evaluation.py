@@ -14,11 +14,20 @@ from fed_distill.errors import DataError
 from fed_distill.evaluation.campaigns import qini_by_block, qini_of, trial_of
 from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
 from fed_distill.evaluation.lexical import bm25
-from fed_distill.evaluation.metrics import Metrics, classification, headline, macro_f1_by_group, ndcg_by_query, ranking
-from fed_distill.evaluation.recommenders import Recommender, Scores, as_probabilities
+from fed_distill.evaluation.metrics import (
+    Metrics,
+    auc,
+    classification,
+    expected_gains,
+    headline,
+    macro_f1_by_group,
+    ndcg_by_query,
+    ranking,
+)
+from fed_distill.evaluation.recommenders import Recommender, Scores
 from fed_distill.evaluation.resampling import Resampled, macro_f1_of, mean_of, qini_of_trial, resampled
 from fed_distill.evaluation.uplift import Trial
-from fed_distill.evaluation.with_words import WEIGHTS, with_bm25
+from fed_distill.evaluation.with_words import best_weight, with_bm25
 from fed_distill.models import TextModel
 from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of
@@ -158,11 +167,10 @@ class Evaluator:
         task = self._data.task
         if ranked is None:
             return _Measured(measured, [])
-        scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
-        measured |= ranking(scores, ranked, task)
-        if part == "test":
-            measured |= by_kind(scores, ranked, self._rows_by_kind(), task)
-        return _Measured(measured, ndcg_by_query(scores, ranked, task), scores @ np.asarray(task.gains))
+        found = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
+        gains = expected_gains(found, task)
+        measured |= self._ranking(gains, part, ranked)
+        return _Measured(measured, ndcg_by_query(gains, ranked, task), gains)
 
     @cached_property
     def bm25(self) -> Recommender:
@@ -175,35 +183,33 @@ class Evaluator:
         data = self._data
         if data.task.name != RELEVANCE.name or data.ranking_valid is None or data.ranking_test is None:
             return None, []
-        in_validation = {
-            weight: ranking(self._sum(valid, "valid", data.ranking_valid, weight), data.ranking_valid, data.task)
-            for weight in WEIGHTS
-        }
-        weight = max(WEIGHTS, key=lambda one: in_validation[one]["ndcg@10"] or 0.0)
-        summed = self._sum(test, "test", data.ranking_test, weight)
+        words = self._bm25_of("valid", data.ranking_valid)
+        weight = best_weight(valid.gains, words, data.ranking_valid, data.task)
+        summed = with_bm25(test.gains, self._bm25_of("test", data.ranking_test), weight)
         by_query = ndcg_by_query(summed, data.ranking_test, data.task)
         return {**ranking(summed, data.ranking_test, data.task), "weight": weight}, by_query
 
-    def _sum(self, found: _Measured, part: str, ranked: Ranking, weight: float) -> Scores:
-        """Return class probabilities ``[n, classes]`` that rank as the sum of a student's scores and BM25's does."""
+    def _bm25_of(self, part: str, ranked: Ranking) -> Scores:
         if part not in self._words:
             self._words[part] = self.bm25(ranked.examples)
-        scores = with_bm25(found.gains, self._words[part], weight)
-        return as_probabilities(scores - scores.min(initial=0.0), self._data.task)
+        return self._words[part]
 
     def _recommended(
         self, scores: Recommender, part: str, examples: Examples, ranked: Ranking | None
     ) -> tuple[Metrics, list[float]]:
-        task = self._data.task
-        measured = dict(classification(as_probabilities(scores(examples), task), examples.labels, task))
-        measured |= {"accuracy": None, "macro_f1": None}
+        found = auc(scores(examples), examples.labels, self._data.task)
+        measured: Metrics = {"accuracy": None, "macro_f1": None, "auc": found, "n": len(examples)}
         if ranked is None:
             return measured, []
-        found = as_probabilities(scores(ranked.examples), task)
-        measured |= ranking(found, ranked, task)
-        if part == "test":
-            measured |= by_kind(found, ranked, self._rows_by_kind(), task)
-        return measured, ndcg_by_query(found, ranked, task)
+        of_candidates = scores(ranked.examples)
+        measured |= self._ranking(of_candidates, part, ranked)
+        return measured, ndcg_by_query(of_candidates, ranked, self._data.task)
+
+    def _ranking(self, scores: Scores, part: str, ranked: Ranking) -> Metrics:
+        """Return all ranking metrics of a part; those by kind of product and customer of the test part alone."""
+        task = self._data.task
+        kinds = by_kind(scores, ranked, self._rows_by_kind(), task) if part == "test" else {}
+        return ranking(scores, ranked, task) | kinds
 
     def _classified(self, student: TextModel, part: str, examples: Examples) -> tuple[Metrics, npt.NDArray[np.float32]]:
         """Return the metrics of single examples and customers, and class probabilities ``[n, classes]``."""

@@ -47,17 +47,17 @@ def rows_by_kind(data: FederatedData) -> dict[str, Rows]:
     return found
 
 
-def by_kind(probabilities: npt.NDArray[np.floating], view: Ranking, rows: Mapping[str, Rows], task: Task) -> Metrics:
+def by_kind(scores: npt.NDArray[np.floating], view: Ranking, rows: Mapping[str, Rows], task: Task) -> Metrics:
     """Compute ``MEASURES`` of each kind, with names ``measure of kind``.
 
-    :param probabilities: class probabilities of the whole ranking view ``[n, classes]``
+    :param scores: of the whole ranking view's candidates ``[n]``
     :param view: the ranking view
     :param rows: of each kind, see ``rows_by_kind``
     :param task: the task
     """
     found: Metrics = {}
     for kind, places in rows.items():
-        measured = ranking(probabilities[places], Ranking(view.examples.take(places), view.queries[places]), task)
+        measured = ranking(scores[places], Ranking(view.examples.take(places), view.queries[places]), task)
         found |= {f"{name} of {kind}": measured[name] for name in MEASURES}
     return found
 

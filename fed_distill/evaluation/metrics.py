@@ -44,19 +44,40 @@ def classification(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[
     if labels.min() < 0 or labels.max() >= len(task.classes):
         raise DataError(f"a test label of task {task.name!r} is not one of its {len(task.classes)} classes")
     predicted = values.argmax(axis=1)
-    positive = labels == task.positive_index
-    both = bool(positive.any()) and not bool(positive.all())
     return {
         "accuracy": float((predicted == labels).mean()),
         "macro_f1": float(f1_score(labels, predicted, average="macro")),
-        "auc": float(roc_auc_score(positive, values[:, task.positive_index])) if both else None,
+        "auc": auc(values[:, task.positive_index], labels, task),
         "n": len(labels),
     }
 
 
-def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> Metrics:
-    """Compute mean nDCG@10 and MRR@10 over queries; candidates are ranked by expected gain, ``sum_c p_c * gain_c``.
-    Tasks of histories have recall@20 too.
+def auc(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], task: Task) -> float | None:
+    """Compute the AUC of the positive class against the rest; None if labels are all positive or all negative.
+
+    :param scores: of the positive class, higher is likelier, ``[n]``
+    :param labels: class indices ``[n]``
+    :param task: the task
+    """
+    positive = labels == task.positive_index
+    both = bool(positive.any()) and not bool(positive.all())
+    return float(roc_auc_score(positive, scores)) if both else None
+
+
+def expected_gains(probabilities: npt.NDArray[np.floating], task: Task) -> npt.NDArray[np.float64]:
+    """Return ``sum_c p_c * gain_c`` of each example, by which students rank, float64 ``[n]``.
+
+    :param probabilities: class probabilities ``[n, classes]``
+    :param task: a task with gains
+    :raises TrainingError: a probability is not finite
+    :raises DataError: the task has no gains
+    """
+    return _checked(probabilities, len(probabilities), task) @ _gains(task)
+
+
+def ranking(scores: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> Metrics:
+    """Compute mean nDCG@10 and MRR@10 over queries, whose candidates are ranked by decreasing score. Tasks of histories
+    have recall@20 too.
 
     nDCG@10 has the gains of the true grades, the discount 1/log2(rank + 1) and the ideal order over all candidates of a
     query; queries with no gain are skipped and counted in ``skipped_queries``. For MRR@10, candidates of the positive
@@ -64,17 +85,16 @@ def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Tas
     share of a query's relevant candidates, or of 20 where there are more, that are among the first 20. Ties are ranked
     in order of increasing gain, so that constant predictions do not profit from the stored order.
 
-    :param probabilities: class probabilities ``[n, classes]``, aligned with ``ranking.examples``
+    :param scores: of the candidates ``[n]``, aligned with ``ranking.examples``; of a student: ``expected_gains``
     :param ranking: queries and candidates
     :param task: a task with gains
-    :raises TrainingError: a probability is not finite
     :raises DataError: the task has no gains
     """
     ndcg: list[float] = []
     reciprocal: list[float] = []
     recall: list[float] = []
     skipped = 0
-    for order, gains, exact in _ranked(probabilities, ranking, task):
+    for order, gains, exact in _ranked(scores, ranking, task):
         found = _ndcg(order, gains)
         if found is None:
             skipped += 1
@@ -93,14 +113,14 @@ def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Tas
     }
 
 
-def ndcg_by_query(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> list[float]:
+def ndcg_by_query(scores: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> list[float]:
     """Return nDCG@10 of each query with a gain, in order of the queries' numbers: ``ranking``'s mean is over these.
 
     Which queries are skipped depends on the true grades alone, so that the values of several models are paired.
 
     Parameters and errors are those of ``ranking``.
     """
-    found = [_ndcg(order, gains) for order, gains, _ in _ranked(probabilities, ranking, task)]
+    found = [_ndcg(order, gains) for order, gains, _ in _ranked(scores, ranking, task)]
     return [value for value in found if value is not None]
 
 
@@ -213,16 +233,21 @@ def _checked(probabilities: npt.NDArray[np.floating], rows: int, task: Task) -> 
     return probabilities.astype(np.float64)
 
 
-def _ranked(
-    probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Task
-) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
-    """Yield the order of each query's candidates, their gains, and whether they are of the positive class."""
+def _gains(task: Task) -> npt.NDArray[np.float64]:
+    """Return the gain of each class ``[classes]``."""
     if task.gains is None:
         raise DataError(f"task {task.name!r} has no gains, so it has no ranking view")
-    values = _checked(probabilities, len(ranking.examples), task)
-    gains_of_classes = np.asarray(task.gains, dtype=np.float64)
+    return np.asarray(task.gains, dtype=np.float64)
+
+
+def _ranked(
+    scores: npt.NDArray[np.floating], ranking: Ranking, task: Task
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
+    """Yield the order of each query's candidates, their gains, and whether they are of the positive class."""
     labels = ranking.examples.labels
-    gains, scores = gains_of_classes[labels], values @ gains_of_classes
+    gains = _gains(task)[labels]
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores are {scores.shape}, not {labels.shape}")
     for rows in _rows_by_query(ranking.queries):
         yield np.lexsort((gains[rows], -scores[rows])), gains[rows], labels[rows] == task.positive_index
 

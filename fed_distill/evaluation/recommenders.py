@@ -18,7 +18,7 @@ from fed_distill.data.tasks import HISTORY_SEPARATOR
 
 Scores = npt.NDArray[np.float64]
 Recommender = Callable[[Examples], Scores]
-"""Returns a score of each (history, product) pair, float64 ``[n]``, at least 0; higher is better."""
+"""Returns a score of each (history, product) pair, float64 ``[n]``; higher is better."""
 
 
 def popularity(train: Sequence[Examples], task: Task) -> Recommender:
@@ -62,16 +62,6 @@ def item_knn(train: Sequence[Examples], task: Task) -> Recommender:
 
 
 RECOMMENDERS = {"popularity": popularity, "repeat": repeat, "item-knn": item_knn}
-
-
-def as_probabilities(scores: Scores, task: Task) -> Scores:
-    """Return class probabilities ``[n, classes]`` that rank as ``scores`` do: of the positive class, and of that with
-    the smallest gain among the others."""
-    share, gains = scores / (1.0 + scores), task.gains or (0.0,) * len(task.classes)
-    others = [place for place in range(len(task.classes)) if place != task.positive_index]
-    found = np.zeros((len(scores), len(task.classes)))
-    found[:, task.positive_index], found[:, min(others, key=gains.__getitem__)] = share, 1.0 - share
-    return found
 
 
 def _counted(train: Sequence[Examples], task: Task) -> tuple[dict[str, int], sparse.csr_array, npt.NDArray[np.int64]]:

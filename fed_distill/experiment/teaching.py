@@ -34,7 +34,7 @@ from fed_distill.distill.teacher import (
 )
 from fed_distill.distill.transfer import FEATURES, GRADED, DistillationTarget, lone, partners
 from fed_distill.evaluation.campaigns import qini_of, trial_of
-from fed_distill.evaluation.metrics import Metrics, classification, ranking
+from fed_distill.evaluation.metrics import Metrics, classification, expected_gains, ranking
 from fed_distill.models import TextModel, load_teacher
 from fed_distill.models.transformer import Transformer
 from fed_distill.reporting.callbacks import Callback
@@ -190,7 +190,7 @@ def _measured(data: FederatedData, ensemble: TeacherEnsemble) -> Metrics:
             measured["qini"] = qini_of(probabilities, trial_of(data.test))
     if data.ranking_test is not None and _covers(ensemble, "the test ranking", data.ranking_test.examples):
         ranked = ensemble.labels("the test ranking", data.ranking_test.examples)
-        measured |= ranking(ranked.numpy(), data.ranking_test, data.task)
+        measured |= ranking(expected_gains(ranked.numpy(), data.task), data.ranking_test, data.task)
     return measured
 
 

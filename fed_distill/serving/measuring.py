@@ -9,7 +9,7 @@ import torch
 
 from fed_distill.data.examples import FederatedData
 from fed_distill.errors import DataError
-from fed_distill.evaluation.metrics import classification, headline, ranking
+from fed_distill.evaluation.metrics import classification, expected_gains, headline, ranking
 from fed_distill.serving.scorer import Scorer
 
 TITLES = 100
@@ -77,7 +77,8 @@ def quality_on_test(scorer: Scorer, data: FederatedData) -> float:
         raise DataError(f"the run's data are of task {data.task.name!r}, and the student of {scorer.task.name!r}")
     if data.task.gains is not None and data.ranking_test is not None:
         ranked = data.ranking_test
-        metrics = ranking(scorer.predict(ranked.examples.texts, ranked.examples.pairs), ranked, data.task)
+        found = scorer.predict(ranked.examples.texts, ranked.examples.pairs)
+        metrics = ranking(expected_gains(found, data.task), ranked, data.task)
     else:
         found = scorer.predict(data.test.texts, data.test.pairs)
         metrics = classification(found, data.test.labels, data.task)

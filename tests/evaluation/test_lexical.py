@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from fed_distill.data.examples import Examples
-from fed_distill.data.tasks import RELEVANCE
 from fed_distill.evaluation.lexical import bm25, words_of
-from fed_distill.evaluation.recommenders import as_probabilities
 
 TITLES = ("usb hub", "usb cable usb", "tea maker black 1l", "usb hub")
 
@@ -38,13 +36,3 @@ def test_words_of_several_scripts():
     assert words_of("Maßband, 5m (ＲＯＴ)") == ("massband", "5m", "rot")
     assert words_of("红色usb线") == ("红", "色", "usb", "线")
     assert bm25([])(asked(("a", "a")))[0] > 0.0
-
-
-def test_classes_rank_as_scores_do():
-    scores = bm25(TITLES)(
-        asked(("usb hub", "usb hub"), ("usb hub", "usb cable usb"), ("usb hub", "tea maker black 1l"))
-    )
-    found = as_probabilities(scores, RELEVANCE)
-    gains = found @ np.array(RELEVANCE.gains)
-    assert found.sum(axis=1) == pytest.approx([1.0, 1.0, 1.0])
-    assert gains[0] > gains[1] > gains[2] == 0.0

@@ -14,6 +14,7 @@ from fed_distill.errors import DataError, TrainingError
 from fed_distill.evaluation.metrics import (
     classification,
     classification_report,
+    expected_gains,
     headline,
     macro_f1_by_group,
     ndcg_by_query,
@@ -30,6 +31,11 @@ BINARY = Task("recommend", ("no", "yes"), True, "yes")
 def certain(classes, count=4):
     """Probabilities that are sure of the given classes."""
     return np.eye(count)[classes]
+
+
+def gains(classes):
+    """Expected gains of predictions that are sure of the given classes."""
+    return expected_gains(certain(classes), GRADES)
 
 
 def candidates(labels, queries):
@@ -99,7 +105,7 @@ def test_probabilities_of_another_shape_are_refused():
 
 def test_ndcg_of_one_query_by_hand():
     # Order given by the model: substitute, exact, irrelevant; ideal: exact, substitute, irrelevant.
-    result = ranking(certain([3, 2, 1]), candidates([2, 3, 0], [7, 7, 7]), GRADES)
+    result = ranking(gains([3, 2, 1]), candidates([2, 3, 0], [7, 7, 7]), GRADES)
     model = 0.1 / np.log2(2) + 1.0 / np.log2(3)
     ideal = 1.0 / np.log2(2) + 0.1 / np.log2(3)
     assert result["ndcg@10"] == pytest.approx(model / ideal)
@@ -113,14 +119,16 @@ def test_ndcg_agrees_with_scikit_learn_where_nothing_ties(seed):
     labels = random.integers(0, 4, (5, 30))
     labels[:, 0] = 3
     probabilities = random.dirichlet(np.ones(4), 150)
-    gains = np.asarray(GRADES.gains)
-    expected = ndcg_score(gains[labels], (probabilities @ gains).reshape(5, 30), k=10)
+    true, scores = np.asarray(GRADES.gains)[labels], expected_gains(probabilities, GRADES)
+    np.testing.assert_allclose(
+        scores, [sum(p * g for p, g in zip(row, GRADES.gains, strict=True)) for row in probabilities]
+    )
+    expected = ndcg_score(true, scores.reshape(5, 30), k=10)
     mixed = random.permutation(150)
     view = candidates(labels.ravel()[mixed], np.repeat(np.arange(5), 30)[mixed])
-    assert ranking(probabilities[mixed], view, GRADES)["ndcg@10"] == pytest.approx(expected)
-    each = [ndcg_score(gains[own][None], (probabilities @ gains).reshape(5, 30)[row][None], k=10)
-            for row, own in enumerate(labels)]  # fmt: skip
-    assert ndcg_by_query(probabilities[mixed], view, GRADES) == pytest.approx(each)
+    assert ranking(scores[mixed], view, GRADES)["ndcg@10"] == pytest.approx(expected)
+    each = [ndcg_score(own[None], of[None], k=10) for own, of in zip(true, scores.reshape(5, 30), strict=True)]
+    assert ndcg_by_query(scores[mixed], view, GRADES) == pytest.approx(each)
 
 
 def grouped_predictions(seed, classes=4, rows=60):
@@ -182,20 +190,20 @@ def test_a_student_that_is_always_right_has_the_same_value_everywhere():
 
 
 def test_queries_without_a_relevant_candidate_are_skipped_and_counted():
-    result = ranking(certain([3, 0, 0, 3]), candidates([3, 0, 0, 0], [1, 1, 2, 2]), GRADES)
+    result = ranking(gains([3, 0, 0, 3]), candidates([3, 0, 0, 0], [1, 1, 2, 2]), GRADES)
     assert result == {"ndcg@10": 1.0, "mrr@10": 1.0, "queries": 1, "skipped_queries": 1}
-    assert ndcg_by_query(certain([3, 0, 0, 3]), candidates([3, 0, 0, 0], [1, 1, 2, 2]), GRADES) == [1.0]
+    assert ndcg_by_query(gains([3, 0, 0, 3]), candidates([3, 0, 0, 0], [1, 1, 2, 2]), GRADES) == [1.0]
 
 
 def test_a_query_without_an_exact_candidate_has_no_reciprocal_rank():
-    result = ranking(certain([3, 0]), candidates([2, 0], [1, 1]), GRADES)
+    result = ranking(gains([3, 0]), candidates([2, 0], [1, 1]), GRADES)
     assert result["ndcg@10"] == 1.0
     assert result["mrr@10"] is None
 
 
 def test_the_reciprocal_rank_is_zero_beyond_the_tenth_place():
     labels = [0] * 10 + [3]
-    result = ranking(certain([3] * 10 + [0]), candidates(labels, [0] * 11), GRADES)
+    result = ranking(gains([3] * 10 + [0]), candidates(labels, [0] * 11), GRADES)
     assert result["mrr@10"] == 0.0
     assert result["ndcg@10"] == 0.0
 
@@ -204,22 +212,29 @@ def test_recall_of_the_next_basket_by_hand():
     labels = np.full(30, 1)
     labels[[0, 19, 20, 29]] = 0  # bought: the first, the twentieth, the twenty-first and the last of the model's order
     order = np.linspace(0.9, 0.1, 30)
-    found = ranking(np.stack([order, 1 - order], axis=1), candidates(labels, [0] * 30), NEXT_BASKET)
+    found = ranking(order, candidates(labels, [0] * 30), NEXT_BASKET)
     assert found["recall@20"] == pytest.approx(2 / 4)
-    every = ranking(np.stack([order, 1 - order], axis=1), candidates(np.zeros(30, int), [0] * 30), NEXT_BASKET)
+    every = ranking(order, candidates(np.zeros(30, int), [0] * 30), NEXT_BASKET)
     assert every["recall@20"] == 1.0  # of thirty that were bought, twenty can be among the first twenty
 
 
 @pytest.mark.parametrize("labels", [[3, 0, 0, 0], [0, 0, 0, 3], [0, 3, 0, 0]])
 def test_a_model_that_cannot_tell_candidates_apart_gains_nothing_by_their_order(labels):
-    result = ranking(np.full((4, 4), 0.25), candidates(labels, [0] * 4), GRADES)
+    result = ranking(np.full(4, 0.25), candidates(labels, [0] * 4), GRADES)
     assert result["mrr@10"] == pytest.approx(1 / 4)
     assert result["ndcg@10"] == pytest.approx(1 / np.log2(5))
 
 
 def test_a_task_without_gains_has_no_ranking():
     with pytest.raises(DataError, match="recommend"):
-        ranking(np.full((2, 2), 0.5), candidates([0, 1], [0, 0]), BINARY)
+        ranking(np.full(2, 0.5), candidates([0, 1], [0, 0]), BINARY)
+    with pytest.raises(DataError, match="recommend"):
+        expected_gains(np.full((2, 2), 0.5), BINARY)
+
+
+def test_scores_of_other_candidates_are_refused():
+    with pytest.raises(ValueError, match=r"\(3,\), not \(2,\)"):
+        ranking(np.zeros(3), candidates([0, 1], [0, 0]), GRADES)
 
 
 def test_the_headline_is_ndcg_for_graded_tasks_and_macro_f1_otherwise():

@@ -4,10 +4,9 @@ import math
 from itertools import product
 
 import numpy as np
-import pytest
 
 from fed_distill.data.examples import Examples, Task
-from fed_distill.evaluation.recommenders import as_probabilities, item_knn, popularity, repeat
+from fed_distill.evaluation.recommenders import item_knn, popularity, repeat
 
 TASK = Task("next-basket", ("bought", "not_bought"), pair=True, positive="bought", gains=(1.0, 0.0))
 PURCHASES = [
@@ -68,13 +67,3 @@ def test_item_knn_sums_the_cosines_of_a_slow_twin():
     ]
     assert max(slow) > 1.0
     np.testing.assert_allclose(found, slow)
-
-
-@pytest.mark.parametrize("positive", [0, 1])
-def test_probabilities_rank_as_the_scores(positive):
-    classes = ("bought", "not_bought") if positive == 0 else ("not_bought", "bought")
-    task = Task("next-basket", classes, pair=True, positive="bought", gains=(0.5, 0.5))
-    scores = np.array([0.0, 3.0, 0.2, 1e9])
-    found = as_probabilities(scores, task)
-    assert found.sum(axis=1).tolist() == [1.0] * 4
-    assert np.argsort(found[:, positive]).tolist() == np.argsort(scores).tolist()

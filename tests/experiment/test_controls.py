@@ -12,7 +12,6 @@ from fed_distill.data import load
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.evaluation.lexical import bm25
 from fed_distill.evaluation.metrics import ndcg_by_query
-from fed_distill.evaluation.recommenders import as_probabilities
 from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.store import read_summary
@@ -129,7 +128,7 @@ def test_bm25_has_the_titles_of_the_server_and_needs_no_student(tiny_experiment,
     row = read_summary(folder)["controls"]["bm25"]
     for ranked, measured in ((data.ranking_test, row), (data.cold.ranking, row["cold"])):
         found = bm25([*data.public.pairs, *data.proxy.pairs])(ranked.examples)
-        by_query = ndcg_by_query(as_probabilities(found, data.task), ranked, data.task)
+        by_query = ndcg_by_query(found, ranked, data.task)
         assert measured["ndcg@10"] == pytest.approx(sum(by_query) / len(by_query))
     assert (row["accuracy"], row["macro_f1"]) == (None, None)
     report, summary = (folder / "report.html").read_text(encoding="utf-8"), read_summary(folder)
