@@ -24,8 +24,8 @@ def test_a_weight_of_0_ranks_as_the_student_does():
 
 @pytest.mark.parametrize(("words", "expected"), [([0.0, 9.0], 0.5), ([9.0, 0.0], 0.0), ([0.0, 0.0], 0.0)])
 def test_the_best_weight_is_the_smallest_that_ranks_best(words, expected):
-    """The student has log-odds of log(9) = 2.197 for the wrong title and 0 for the right one: a right word search with a
-    score of 9 turns them from a weight of 0.244 on."""
+    """The student gives the wrong title log-odds of log(9) = 2.197 and the right one 0: a score of 9 for the right one
+    turns them from a weight of 0.244 on."""
     exact, irrelevant = RELEVANCE.positive_index, RELEVANCE.gains.index(0.0)
     examples = Examples(
         ("q", "q"), ("wrong", "right"), np.array([irrelevant, exact]), np.zeros(2, np.int64), ("m", "m")
