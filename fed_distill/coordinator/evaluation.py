@@ -11,6 +11,7 @@ from torch import Tensor
 from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.data.tasks import RELEVANCE
 from fed_distill.errors import DataError
+from fed_distill.evaluation.bm25_weight import best_weight
 from fed_distill.evaluation.campaigns import qini_by_block, qini_of, trial_of
 from fed_distill.evaluation.cold_start import Rows, by_kind, rows_by_kind
 from fed_distill.evaluation.lexical import bm25
@@ -27,7 +28,7 @@ from fed_distill.evaluation.metrics import (
 from fed_distill.evaluation.recommenders import Recommender, Scores
 from fed_distill.evaluation.resampling import Resampled, macro_f1_of, mean_of, qini_of_trial, resampled
 from fed_distill.evaluation.uplift import Trial
-from fed_distill.evaluation.with_words import best_weight, with_bm25
+from fed_distill.evaluation.with_words import with_bm25
 from fed_distill.models import TextModel
 from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of

@@ -8,9 +8,9 @@ import pytest
 from fed_distill.config.data import DataConfig
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.data import load
+from fed_distill.evaluation.bm25_weight import WEIGHTS
 from fed_distill.evaluation.campaigns import BLOCKS
 from fed_distill.evaluation.lexical import bm25
-from fed_distill.evaluation.with_words import WEIGHTS
 from fed_distill.models import build_student, predict
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from fed_distill.data.examples import Examples, Ranking
 from fed_distill.data.tasks import RELEVANCE
-from fed_distill.evaluation.with_words import best_weight, with_bm25
+from fed_distill.evaluation.bm25_weight import best_weight
+from fed_distill.evaluation.with_words import with_bm25
 
 
 def test_the_sum_is_of_log_odds_and_weighted_bm25():
