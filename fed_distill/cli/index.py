@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fed_distill.errors import ConfigError
-
 if TYPE_CHECKING:
     from fed_distill.serving.index import ProductIndex
     from fed_distill.serving.scorer import Scorer
@@ -60,10 +58,11 @@ def index(
 
     from fed_distill.serving.index import ProductIndex
     from fed_distill.serving.index_files import check_folder, save_index
+    from fed_distill.serving.loading import load_scorer
     from fed_distill.serving.products_file import read_products
 
     check_folder(to)
-    model = _loaded(student, variant)
+    model = load_scorer(student, variant)
     file = read_products(catalogue, id_column, title_column, model.max_characters, encoding)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     began = time.perf_counter()
@@ -87,23 +86,6 @@ def index(
     if empty:
         lines.append(f"titles without a word that the student reads, which no search finds: {empty:,}")
     sys.stdout.write("\n".join([*lines, *_recalls(built, model)]) + "\n")
-
-
-def _loaded(folder: Path, variant: str | None) -> "Scorer":
-    """Load a variant of an export, or a trained student."""
-    from fed_distill.serving.exported_folder import EXPORT
-
-    if (folder / EXPORT).exists():
-        from fed_distill.serving.runtime import load_exported
-
-        return load_exported(folder, variant or "float32")
-    if variant is not None:
-        raise ConfigError(
-            f"--variant requires an export, and {folder} has no {EXPORT}: write one with fed-distill export"
-        )
-    from fed_distill.serving.student import load_student
-
-    return load_student(folder)
 
 
 def _recalls(built: "ProductIndex", model: "Scorer") -> list[str]:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from fed_distill.cli.audit import audit
 from fed_distill.cli.compare import compare
+from fed_distill.cli.evaluate import evaluate
 from fed_distill.cli.experiments import experiments_app
 from fed_distill.cli.explain import explain
 from fed_distill.cli.export import export
@@ -254,6 +255,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         explain: "explain runs/quickstart --query 'usb c hub' --title 'Anker 555 USB-C Hub'",
     },
     "Use the student": {
+        evaluate: "evaluate judged.csv --student runs/quickstart --text-column query --pair-column title",
         export: "export runs/quickstart --to exported",
         prune: "prune runs/bert --layers 2 --neurons 256 --to runs/bert-pruned",
         index: "index catalogue.csv --student runs/quickstart --to index",
