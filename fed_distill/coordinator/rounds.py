@@ -46,6 +46,8 @@ def federate(
     progress = restored(federation.part, federation.first_state(), aggregator, federation.identity)
     if federation.released is not None:
         federation.released.check(federation.title, progress.state.round)
+        if progress.state.round:  # not noted yet if the run stopped right after its checkpoint
+            federation.released.note(federation.title, progress.state.round)
     on_resume(progress)
     if _goes_on(config, progress):
         federation.check_kept(progress.state.round + 1, progress.kept)

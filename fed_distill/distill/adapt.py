@@ -9,6 +9,7 @@ training and evaluation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fed_distill.distill.losses import hard_labels
 from fed_distill.evaluation.resampling import REPEATS, Resampled
@@ -44,16 +45,21 @@ class Adapted:
     notes: tuple[str, ...]
 
 
-def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[AdaptationStage]:
-    """Return the three stages, all with the length of ``distil``.
+def domain_stages(distil: Phase, steps: int, layers: Sequence[frozenset[str]] = ()) -> list[AdaptationStage]:
+    """Return the three stages.
 
     :param distil: a phase of distillation on the proxy set
+    :param steps: number of steps of a stage of fine-tuning
     :param layers: the student's weights by layer, for gradual unfreezing in fine-tuning (Howard and Ruder, ACL 2018,
         section 3.3): the last layer first, then one more at a time; without layers, all weights are trained throughout
     """
     free = max(len(layers), 1)
-    fine_tune = Phase(hard_labels(), epochs=(distil.epochs or 0.0) / free)
-    parts = [Part(Plan((fine_tune,)), frozenset().union(*layers[:held])) for held in reversed(range(free))]
+    ends = [steps * number // free for number in range(free + 1)]
+    parts = [
+        Part(Plan((Phase(hard_labels(), steps=end - begin),)), frozenset().union(*layers[:held]))
+        for held, (begin, end) in zip(reversed(range(free)), pairwise(ends), strict=True)
+        if end > begin  # fewer steps than layers: several are freed at once
+    ]
     return [
         AdaptationStage("fine-tune on the domain", tuple(parts)),
         AdaptationStage("distil on the domain", (Part(Plan((distil,))),)),

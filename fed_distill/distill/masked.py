@@ -64,13 +64,20 @@ def pretrain_on_domain(
     randomness: Randomness,
     progress: Callable[[int, int], None],
 ) -> list[float]:
-    """Train ``model`` in place as ``config`` says on unlabeled ``texts``; returns the mean loss of each (begun) epoch.
+    """Train ``model`` in place as ``config`` says on unlabeled ``texts``, leaving those without a word out; returns the
+    mean loss of each (begun) epoch.
 
-    Raise ConfigError for a model that does not read tokens one by one, TrainingError if the loss is not finite.
+    Raise ConfigError for a model that does not read tokens one by one, TrainingError if the loss is not finite or no
+    text has a word.
     """
     table, encoded = _token_table(model), model.encode(texts.texts, texts.pairs)
+    assert isinstance(model, TokenModel)
+    with_words = torch.nonzero(_hideable(encoded[FIELD], model.tokens).any(dim=1)).squeeze(1)
+    if not len(with_words):
+        raise TrainingError(f"none of {len(texts):,} texts has a word to mask: set masked.epochs = 0")
+    encoded = {key: values[with_words] for key, values in encoded.items()}
     generator, sizes = seeds.torch_stream(*randomness, "masked words"), lengths(encoded)
-    an_epoch = math.ceil(len(texts) / _BATCH)
+    an_epoch = math.ceil(len(with_words) / _BATCH)
     steps = max(1, round(config.epochs * an_epoch))
     pace, losses, training = Pace.of(config), list[float](), model.training
     with seeds.scope(*randomness, "masked words"):
@@ -103,13 +110,18 @@ def hidden_tokens(ids: Tensor, tokens: Tokens, rows: int, generator: torch.Gener
     :param generator: random generator
     :returns: masked ids ``[batch, length]``, and which tokens are predicted, bool ``[batch, length]``
     """
-    hideable = ~torch.isin(ids, torch.tensor(sorted(tokens.special)))
+    hideable = _hideable(ids, tokens)
     draws = torch.rand(ids.shape, generator=generator).masked_fill(~hideable, 2.0)
     hidden = hideable & (draws <= draws.amin(dim=1, keepdim=True).clamp_min(HIDDEN_SHARE))
     way = torch.rand(ids.shape, generator=generator)
     others = torch.randint(1, rows, ids.shape, generator=generator)
     shown = torch.where(way < MASKED_SHARE, tokens.mask, torch.where(way < MASKED_SHARE + RANDOM_SHARE, others, ids))
     return torch.where(hidden, shown, ids), hidden
+
+
+def _hideable(ids: Tensor, tokens: Tokens) -> Tensor:
+    """Return which tokens are neither padding nor special, bool ``[batch, length]``."""
+    return ~torch.isin(ids, torch.tensor(sorted(tokens.special)))
 
 
 def check_token_model(model: TextModel) -> None:

@@ -7,6 +7,8 @@ Lucene 8 and later, without the factor k1 + 1 (which Elasticsearch has).
 
 import math
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -20,13 +22,20 @@ from fed_distill.text.hashing import normalize
 _SATURATION, _LENGTH = 1.2, 0.75
 """k1 and b, the defaults of Lucene."""
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+")
+_VARIATION_SELECTORS = "\ufe00-\ufe0f"
 
 
 @cache
 def words_of(text: str) -> tuple[str, ...]:
-    """Return the case-folded words of a text; in Chinese and Japanese, its characters."""
-    return tuple(_WORD.findall(normalize(text)))
+    """Return the case-folded words of a text, letters with their marks; in Chinese and Japanese, its characters."""
+    return tuple(_word().findall(normalize(text)))
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    marks = "".join(filter(lambda one: unicodedata.category(one) in ("Mn", "Mc"), map(chr, range(sys.maxunicode + 1))))
+    letter = rf"[^\W{_IDEOGRAPHS}]"
+    return re.compile(rf"[{_IDEOGRAPHS}]|{letter}(?:{letter}|(?![{_VARIATION_SELECTORS}])[{re.escape(marks)}])*")
 
 
 def bm25(titles: Iterable[str]) -> Recommender:

@@ -177,19 +177,29 @@ def bootstrap(
 ) -> list[Interval]:
     """Return each value of ``statistic`` with the 2.5th and 97.5th percentiles over resampled customers.
 
-    Efron and Tibshirani 1993, section 13.3 (percentile intervals); rows of one customer are drawn together.
+    Efron and Tibshirani 1993, section 13.3 (percentile intervals); rows of one customer are drawn together. A resample
+    without one of the arms, which has no effect, is drawn again.
 
     :param statistic: returns ``[values]`` for how often each row counts, float64 ``[n]``
-    :param trial: the customers
+    :param trial: the customers, of both arms
     :param repeats: number of resamples
     :param rng: draws them
+    :raises ValueError: the trial has one arm only
     """
+    if not trial.has_both_arms:
+        raise ValueError("a trial with one arm has no effect to resample")
     distinct, of_row = np.unique(trial.customers, return_inverse=True)
     share = np.full(len(distinct), 1.0 / len(distinct))
     value = statistic(np.ones(len(trial)))
-    drawn = np.stack(
-        [statistic(rng.multinomial(len(distinct), share)[of_row].astype(np.float64)) for _ in range(repeats)]
-    )
+
+    def times() -> Floats:
+        while True:
+            found = rng.multinomial(len(distinct), share)[of_row].astype(np.float64)
+            treated = trial.treated[found > 0]
+            if treated.any() and not treated.all():
+                return found
+
+    drawn = np.stack([statistic(times()) for _ in range(repeats)])
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return [Interval(*(float(part[at]) for part in (value, low, high))) for at in range(len(value))]
 

@@ -1,8 +1,9 @@
-"""Make the paths of an experiment absolute, for processes with another working folder, such as Flower's."""
+"""Change the paths of an experiment: to absolute ones, for processes with another working folder, such as Flower's; or
+to names without folders, for readers elsewhere."""
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -23,24 +24,42 @@ def absolute(experiment: Experiment) -> Experiment:
 
     :raises ConfigError: an import path is invalid
     """
+    return _with_paths(experiment, _absolute)
+
+
+def only_names(experiment: Experiment) -> Experiment:
+    """Return ``experiment`` with the last part of each path (see ``absolute``) in place of the path.
+
+    :raises ConfigError: an import path is invalid
+    """
+    return _with_paths(experiment, lambda path: Path(path).name)
+
+
+def _with_paths(experiment: Experiment, place: Callable[[Path | str], str]) -> Experiment:
     data, teacher, student = experiment.data, experiment.teacher, experiment.student
     options: dict[str, Any] = {
-        "data.options": _options(DATASETS, data.dataset, data.options),
-        "data.proxy_options": _options(DATASETS, data.proxy_dataset or data.dataset, data.proxy_options),
-        "student.options": _options(STUDENTS, student.model, student.options),
-        "teacher.options": _options(TEACHERS, teacher.model, teacher.options),
+        "data.options": _options(DATASETS, data.dataset, data.options, place),
+        "data.proxy_options": _options(DATASETS, data.proxy_dataset or data.dataset, data.proxy_options, place),
+        "student.options": _options(STUDENTS, student.model, student.options, place),
+        "teacher.options": _options(TEACHERS, teacher.model, teacher.options, place),
         "teacher.ensemble": [
             one.model_dump(exclude_none=True)
-            | ({} if one.model is None else {"model": _model(one.model)})
-            | ({} if one.options is None else {"options": _options(TEACHERS, one.model or teacher.model, one.options)})
+            | ({} if one.model is None else {"model": _model(one.model, place)})
+            | (
+                {}
+                if one.options is None
+                else {"options": _options(TEACHERS, one.model or teacher.model, one.options, place)}
+            )
             for one in teacher.ensemble
         ],
     }
     models = {
-        "teacher.model": _model(teacher.model),
-        "training.augmentation.back_translation": list(map(_model, experiment.training.augmentation.back_translation)),
+        "teacher.model": _model(teacher.model, place),
+        "training.augmentation.back_translation": [
+            _model(name, place) for name in experiment.training.augmentation.back_translation
+        ],
     }
-    places = {key: _absolute(path) for key, path in _paths(experiment) if not _is_usual(key, path)}
+    places = {key: place(path) for key, path in _paths(experiment) if not _is_usual(key, path)}
     return experiment.with_changes({**options, **models, **places})
 
 
@@ -62,19 +81,21 @@ def _paths(table: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
             yield prefix + key, value
 
 
-def _model(name: str) -> str:
-    """Return a model's name; for a file or folder its absolute path. Built-in names take precedence over files."""
-    return _absolute(name) if name not in TEACHERS and Path(name).exists() else name
+def _model(name: str, place: Callable[[Path | str], str]) -> str:
+    """Return a model's name; for a file or folder its changed path. Built-in names take precedence over files."""
+    return place(name) if name not in TEACHERS and Path(name).exists() else name
 
 
-def _options(registry: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``options`` of the part ``name`` with its ``Path`` options made absolute."""
+def _options(
+    registry: Registry, name: str, options: Mapping[str, Any], place: Callable[[Path | str], str]
+) -> dict[str, Any]:
+    """Return ``options`` of the part ``name`` with its ``Path`` options changed."""
     if not options or (name not in registry and ":" not in name):  # a pretrained model's folder or hub id
         return dict(options)
     part = registry.resolve(name)
     taken = part if dataclasses.is_dataclass(part) or not inspect.isclass(part) else part.__init__
     paths = {key for key, hint in get_type_hints(taken).items() if hint is Path or Path in get_args(hint)}
-    return {key: _absolute(value) if key in paths and _is_path(value) else value for key, value in options.items()}
+    return {key: place(value) if key in paths and _is_path(value) else value for key, value in options.items()}
 
 
 def _is_path(value: Any) -> bool:

@@ -2,10 +2,13 @@
 
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.distill.adapt import AdaptationStage, Adapted, adapt, domain_stages
+from fed_distill.distill.losses import hard_labels
 from fed_distill.evaluation.resampling import Resampled
 from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.models.weights import Weights
+from fed_distill.training.plan import Phase
+from fed_distill.training.preparation import steps_of
 
 
 def adapted_to_domain(factory: StudentFactory, evaluator: Evaluator, arm: str, weights: Weights) -> Adapted:
@@ -20,8 +23,10 @@ def adapted_to_domain(factory: StudentFactory, evaluator: Evaluator, arm: str, w
     target = factory.target.at(1.0)
     prepared = target.prepared(student, seed, arm, "adapt")
     layers = layers_of(student) if config.unfreeze else ()
-    stages = domain_stages(target.phase(prepared, config.epochs), layers)
     optimizer = config.over(experiment.training.server)
+    fine_tune = Phase(hard_labels(), epochs=config.epochs)
+    steps = steps_of(fine_tune, len(factory.server.data.public), experiment.training.server.batch_size)
+    stages = domain_stages(target.phase(prepared, config.epochs), steps, layers)
 
     def train(current: Weights, stage: AdaptationStage) -> Weights:
         callbacks.on_stage(f"seed {seed} · {arm}: {stage.title}", None)

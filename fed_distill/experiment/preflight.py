@@ -55,6 +55,11 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     check_parts(experiment, data)
     if data.merchants:  # those of a deployment are known once its sites have answered
         check_rounds(experiment, len(data.merchants))
+    if experiment.training.unlabeled.epochs and not any(len(one.unlabeled) for one in data.merchants.values()):
+        raise ConfigError(
+            "training.unlabeled trains on rows whose labels are withheld, and no merchant has any: set "
+            "data.client_labels below 1 in a simulation, or training.unlabeled.epochs = 0"
+        )
     check_labels_files(experiment, check_models(experiment, data), data)
     if "oracle-proxy" in experiment.controls:
         known_truth(data)

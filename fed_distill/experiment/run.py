@@ -26,6 +26,7 @@ from fed_distill.data.public_part import PublicPart
 from fed_distill.data.student_description import StudentDescription
 from fed_distill.evaluation.metrics import classification_report, confusion
 from fed_distill.evaluation.shares import chance_scores
+from fed_distill.experiment.absolute import only_names
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.grid import is_simulated
 from fed_distill.experiment.preflight import check_rounds, check_settings, check_with_data
@@ -127,7 +128,7 @@ def run_experiment(
 
         def save(into: Path) -> None:
             save_student(into, student, described)
-            card = model_card(summary, experiment, data.task, student, described.max_characters)
+            card = model_card(summary, only_names(experiment), data.task, student, described.max_characters)
             (into / CARD).write_text(card, encoding="utf-8")
 
         store.save_student(save)

@@ -130,6 +130,8 @@ class Rules(BaseModel):
                 begin, end = _times(hours)
             except ValueError:
                 raise ValueError(f'{hours!r} does not have the form "22:00-06:00"') from None
+            if begin.tzinfo or end.tzinfo:
+                raise ValueError(f"{hours!r} names a time zone: hours are the site's local time, without one")
             if begin == end:
                 raise ValueError(f"{hours!r} begins when it ends: remove hours to allow the whole day")
         return hours

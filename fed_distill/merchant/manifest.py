@@ -133,8 +133,8 @@ class Manifest(_Table):
         return PublicPart.read(self.folder / self.proxy)
 
     def own(self, experiment: Experiment) -> Experiment:
-        """Return ``experiment`` with the site's state folder and ledgers, without paths and models of the server: texts
-        are not back-translated, and synonyms are the built-in ones.
+        """Return ``experiment`` with the site's state folder, ledgers and device, without paths and models of the
+        server: texts are not back-translated, and synonyms are the built-in ones.
 
         :raises ConfigError: the experiment has Byzantine merchants, which a real site rejects
         """
@@ -143,6 +143,7 @@ class Manifest(_Table):
         return experiment.with_changes(
             {
                 "runtime.folder": str(self.folder / self.state / "runs"),
+                "runtime.device": "auto",
                 "runtime.trainer": self.trainer or experiment.runtime.trainer,
                 "privacy.ledger": str(self.ledgers),
                 "training.augmentation.dictionary": None,

@@ -209,6 +209,14 @@ class HasIdleOptions(Protocol):
 
 
 @runtime_checkable
+class NeedsMemory(Protocol):
+    """A method whose merge needs much more memory than one merchant's soft labels."""
+
+    def merge_bytes(self, proxy: int, classes: int) -> int:
+        """Return the bytes that ``merge`` keeps for a proxy set of that size and so many classes."""
+
+
+@runtime_checkable
 class ValidatesConfig(Protocol):
     """A method that does not support every experiment."""
 

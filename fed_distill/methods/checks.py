@@ -6,7 +6,14 @@ from fed_distill.distill.transfer import check_soft_label_transfer
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
-from fed_distill.methods.base import HasControlVariate, HasIdleOptions, Method, ValidatesConfig, private_training
+from fed_distill.methods.base import (
+    HasControlVariate,
+    HasIdleOptions,
+    Method,
+    NeedsMemory,
+    ValidatesConfig,
+    private_training,
+)
 from fed_distill.models.building import is_trainable
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.records import RESERVED
@@ -20,6 +27,7 @@ DECLARED = {
     "uses": 'what its merge asks of the server, for example uses: ClassVar[tuple[Service, ...]] = ("average",)',
 }
 """Required declarations of a method, with an example."""
+_MOST_BYTES = 8 * 2**30
 
 
 def check_declared(name: str, method: Method) -> None:
@@ -92,6 +100,12 @@ def check_task(experiment: Experiment, federation: FederationConfig, method: Met
         raise ConfigError(
             f"method {federation.method} sends texts, and those of task {task.name!r} are histories of customers: "
             "choose another method, such as fedavg-kd"
+        )
+    size, classes = experiment.data.proxy_size, len(task.classes)
+    if isinstance(method, NeedsMemory) and (needed := method.merge_bytes(size, classes)) > _MOST_BYTES:
+        raise ConfigError(
+            f"method {federation.method} would need {needed / 2**30:.0f} GiB at the server to merge soft labels of "
+            f"{classes} classes on a proxy set of {size:,}: decrease data.proxy_size, or choose another, such as fedmd"
         )
     mechanism = mechanism_of(experiment, federation.title)
     private = mechanism.settings if isinstance(mechanism, AtMerchants) else None

@@ -43,6 +43,10 @@ class FD:
     sends: ClassVar[Kinds] = (ClassMeans,)
     receives: ClassVar[Kinds] = (ClassMeans,)
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """The weight of means, which exist from the second round on."""
+        return {"gamma": "there are no class means in the only round"} if rounds == 1 else {}
+
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the class means; nothing before the first round."""
         return Downlink(state.round + 1, () if (means := known(state)) is None else (means,))

@@ -7,9 +7,10 @@ evaluate each merchant's student.
 
 In the paper, distillation ends when the validation score has not improved for 1,000 steps, after at most 10,000
 (section 4.1): ``patience`` = 1000 and a large ``server_epochs``. The score is on the server's own validation examples,
-and the best student is kept, which may be the average itself. Without ``patience`` all epochs are trained. Deviations:
-the optimizer's moments start anew at each score, the learning rate is constant within a round (the paper's follows a
-cosine), and merchants whose students are near chance are not dropped (the paper's "drop-worst").
+and the best student is kept, which may be the average itself. Without ``patience`` all epochs are trained. Batches are
+drawn without repetition between two scores, so that ``server_epochs`` is a number of steps with ``patience``.
+Deviations: the optimizer's moments start anew at each score, the learning rate is constant within a round (the paper's
+follows a cosine), and merchants whose students are near chance are not dropped (the paper's "drop-worst").
 """
 
 from collections.abc import Iterable, Iterator

@@ -51,6 +51,10 @@ class FedET(FedMD):
     onwards: ClassVar[bool] = True  # type: ignore[misc]  # not an option: its loss trains the last global student
     uses: ClassVar[tuple[Service, ...]] = ("distil",)
 
+    def merge_bytes(self, proxy: int, classes: int) -> int:
+        """Logits by predicted class, in float64."""
+        return 8 * proxy * classes**2
+
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Compute the confidence-weighted consensus, and distil the global student from it and from disagreement."""
         logits, trust = by_answer(up, state.teacher_labels)

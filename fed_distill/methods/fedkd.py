@@ -51,6 +51,10 @@ class FedKD(FedAvg):
     keeps: ClassVar[Keeps] = "own_student"
     sends: ClassVar[Kinds] = (LowRankUpdate,)
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """The energy of the last round, if there is one round."""
+        return {"energy_end": "the only round has energy_start"} if rounds == 1 else {}
+
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the mentee, and the energy of this round."""
         done = state.round / max(state.rounds - 1, 1)

@@ -49,7 +49,9 @@ class FedMKT(FedMD):
     uses: ClassVar[tuple[Service, ...]] = ("distil_anew", "distil_onwards", "train_teacher")
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """Send the current teacher's soft labels."""
+        """Send the current teacher's soft labels; nothing before private pre-training."""
+        if self._pretrains(state.round + 1):
+            return Downlink(state.round + 1)
         return Downlink(state.round + 1, (SoftLabels(state.teacher_labels),))
 
     def digest(self, consensus: Tensor) -> tuple[Phase, ...]:
@@ -60,6 +62,10 @@ class FedMKT(FedMD):
     def idle_options(self, rounds: int) -> dict[str, str]:
         """As in ``fedmd``, but the teacher distils at ``temperature`` in every round."""
         return {name: why for name, why in super().idle_options(rounds).items() if name != "temperature"}
+
+    def merge_bytes(self, proxy: int, classes: int) -> int:
+        """The surest answers by class and, while one merchant's are compared, the next ones, in float32."""
+        return 8 * proxy * classes**2 if self.choose == "best" else 0
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Compute the consensus, select outputs, and train teacher and global student on them."""

@@ -32,6 +32,11 @@ class MOON(FedAvg):
     temperature: PositiveFloat = 0.5
     keeps: ClassVar[Keeps] = "last_student"
 
+    def idle_options(self, rounds: int) -> dict[str, str]:
+        """The contrastive term's, which has no gradient in a merchant's first round."""
+        reason = "no merchant has a previous student in the only round"
+        return dict.fromkeys(("mu", "temperature"), reason) if rounds == 1 else {}
+
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels and on the representations of the global and the previous student."""
         (own,) = self.private_durations(down.round)

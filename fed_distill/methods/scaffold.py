@@ -26,7 +26,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fed_distill.aggregation import SUBMODEL_AGGREGATORS
 from fed_distill.config import FederationConfig, PositiveInt, TrainerConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
@@ -39,6 +38,9 @@ from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Duration, Phase, Plan
 from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
+
+_MEANS = ("fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi")
+"""Aggregators that take the mean of the updates, and possibly a server optimizer's step along it."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,17 @@ class Scaffold(FedAvg):
 
     def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
         """Raise ConfigError unless merchants train by plain gradient descent, which determines the mean gradient, and
-        whole students are averaged."""
+        whole students are averaged as control variates are."""
         if training.optimizer != "sgd" or training.momentum:
             kind = "sgd with momentum" if training.optimizer == "sgd" else training.optimizer
             raise ConfigError(
                 f"method scaffold corrects steps of plain gradient descent, not of {kind}: set optimizer = 'sgd' "
                 "and momentum = 0 in [training.merchants] (in private federations in [privacy.training])"
             )
-        if federation.aggregator in SUBMODEL_AGGREGATORS:
+        if federation.aggregator not in _MEANS or "weight" in federation.aggregator_options:
             raise ConfigError(
-                f"method scaffold sends whole students, but {federation.aggregator} averages rows: use another one"
+                "method scaffold requires that students are averaged like its control variates: use aggregator "
+                f"{', '.join(_MEANS)}, without the option weight"
             )
         if self.weighting == "examples" and federation.participation < 1.0:
             raise ConfigError(

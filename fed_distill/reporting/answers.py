@@ -11,13 +11,14 @@ MOST_REASONS = 10
 """Maximum number of reasons listed per federation, the most frequent first."""
 
 
-def bytes_of_a_merchant(summary: Mapping[str, Any], title: str, row: Mapping[str, Any]) -> dict[str, float]:
+def bytes_of_a_merchant(summary: Mapping[str, Any], arm: str, row: Mapping[str, Any]) -> dict[str, float]:
     """Return the bytes of a merchant in all rounds of a federation, ``downlink`` and ``uplink``, on average over
     merchants and seeds. Of a run of an older release, which did not add them up: as if it took part in all rounds.
 
-    :param row: the federation's entry in the summary
+    :param arm: name of its rounds: of a federation its title, of the control ``fedavg``
+    :param row: its entry in the summary
     """
-    counted = summary.get("answers", {}).get(title, {})
+    counted = summary.get("answers", {}).get(arm, {})
     if "bytes" not in counted:
         return {way: row["rounds"] * row["bytes"][f"{way}_per_merchant_round"] for way in WAYS}
     return {way: counted["bytes"][way] / (counted["seeds"] * summary["merchants"]) for way in WAYS}

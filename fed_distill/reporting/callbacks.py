@@ -203,12 +203,16 @@ class WeightsAndBiases(Callback):
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return a record's metrics by path (``valid/auc``), without the fields that identify the record."""
+    """Return a record's metrics by ``prefix`` and path (``valid/auc``), without the fields that identify the record."""
+    return _scalars({name: value for name, value in record.items() if name not in ("seed", "round", "rounds")}, prefix)
+
+
+def _scalars(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
-            found |= scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and (prefix or name not in ("seed", "round", "rounds")):
+            found |= _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
             found[prefix + name] = float(value)
     return found
 

@@ -62,6 +62,7 @@ STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # names of merchants and labels may contain dollar signs
 }
 styled = matplotlib.rc_context(STYLE)
 """Decorator of functions that create figures."""

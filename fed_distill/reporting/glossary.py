@@ -30,7 +30,7 @@ GLOSSARY = {
     "Gap closed": "Of what collecting everybody's data would gain over training without federation, the share that "
     "federation gained. 0 % is nothing, 100 % is as good as pooling.",
     "Worst merchant": "The merchant that the student serves least well, among those with enough test examples to "
-    "tell, or among all if none has so many.",
+    "tell, or among all if most have fewer.",
     "Worst tenth": "The accuracy below which a tenth of the merchants are served. Accuracies of merchants with few "
     "test examples are shrunk towards the mean first, so that luck does not count as bad service.",
     "p": "The chance of a difference at least as large if there were none, raised for the number of rows compared "

@@ -98,8 +98,10 @@ class MLflowTracking(Callback):
                 self._log(values, number)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Log the results of the teacher, the controls and the federations as ``NAME/final/METRIC``."""
-        rows = {"teacher": summary["teacher"], **summary["controls"], **summary["federations"]}
+        """Log the results of the teacher, the controls and the federations as ``NAME/final/METRIC``; a federation that
+        is called like another row is ``federation:NAME``."""
+        rows = {"teacher": summary["teacher"], **summary["controls"]}
+        rows |= {f"federation:{name}" if name in rows else name: row for name, row in summary["federations"].items()}
         values = {
             f"{name}/final/{key}": float(row[key])
             for name, row in rows.items()

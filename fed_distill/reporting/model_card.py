@@ -120,7 +120,7 @@ def model_card(
     """Return the model card of the run's student as Markdown with metadata in YAML.
 
     :param summary: the run's summary
-    :param experiment: the run's experiment; its runtime settings, which name folders, are left out
+    :param experiment: the run's experiment, with names in place of paths; its runtime settings are left out
     :param task: the task
     :param model: the student
     :param max_characters: longest text in its data
@@ -169,12 +169,15 @@ def model_card(
 
 
 def _without_folders(value: Any) -> Any:
-    """Return settings in which an absolute path, which may name a person, is its last part."""
+    """Return settings in which a text that is surely a path with folders, which may name a person, is its last part."""
     if isinstance(value, dict):
         return {key: _without_folders(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_folders(one) for one in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    root, *folders = Path(value).parts[:-1] or ("",)
+    return Path(value).name if root in ("~", "..") or (root == "/" and folders) else value
 
 
 @cache

@@ -132,7 +132,9 @@ def render(
         disagreeing=disagreeing,
         arms=arms,
         overlap=overlap_chart.overlap(arms),
-        traffic=run_charts.traffic(summary, {row.name: row.values for row in rows if row.federated}, metric, series),
+        traffic=run_charts.traffic(
+            summary, [(row.name, row.arm, row.values) for row in rows if row.arm], metric, series
+        ),
     )
 
 
@@ -170,14 +172,14 @@ def _classes(summary: Record) -> list[_Class]:
 
 @dataclass(frozen=True)
 class _Row:
-    """One line of the comparison table."""
+    """One line of the comparison table. arm: name of its rounds, of a row with rounds."""
 
     name: str
     note: str
     kind: str
     values: Record
     half: Record
-    federated: bool
+    arm: str | None = None
 
 
 def _rows(summary: Record) -> list[_Row]:
@@ -188,17 +190,18 @@ def _rows(summary: Record) -> list[_Row]:
             "teacher",
             summary["teacher"],
             {},
-            False,
         )
     ]
     for name, row in summary["controls"].items():
         half = summary["intervals"]["controls"][name]
         note = "control, not protected *" if row.get("protected") is False else "control"
-        rows.append(_Row(wording.ROW_NAMES.get(name, name), note, "control", row, half, name == "fedavg"))
+        rows.append(
+            _Row(wording.ROW_NAMES.get(name, name), note, "control", row, half, name if name == "fedavg" else None)
+        )
     for title, row in summary["federations"].items():
         kind = "main" if title == summary["federation"] else "federation"
         note = "this run's method" if kind == "main" else "compared"
-        rows.append(_Row(title, note, kind, row, row["interval"], True))
+        rows.append(_Row(title, note, kind, row, row["interval"], title))
     return rows
 
 
@@ -227,7 +230,7 @@ def _scores(
     """Return name, headline score, half-width of its interval and series number of all measured rows."""
     name = summary["headline"]
     return [
-        (row.name, row.values[name], row.half.get(name), series.get(row.name) if row.federated else None)
+        (row.name, row.values[name], row.half.get(name), series.get(row.name) if row.arm else None)
         for row in rows
         if row.values[name] is not None
     ]

@@ -73,10 +73,12 @@ def learning(summary: Record, records: Sequence[Record], metric: str, series: Ma
     """
     name = summary["headline"]
     values: dict[str, dict[int, list[float]]] = {}
+    seeds: dict[str, set[int]] = {}
     for record in records:
         value = record.get("valid", {}).get(name)
         if value is not None:
             values.setdefault(record["federation"], {}).setdefault(record["round"], []).append(value)
+            seeds.setdefault(record["federation"], set()).add(record["seed"])
     levels = {
         ROW_NAMES.get(control, control): row["validation"][name]
         for control, row in summary["controls"].items()
@@ -85,7 +87,11 @@ def learning(summary: Record, records: Sequence[Record], metric: str, series: Ma
     curves = [
         LearningCurve(
             federation if federation in series else ROW_NAMES.get(federation, federation),
-            [(float(number), *interval(found)) for number, found in sorted(by_round.items())],
+            [
+                (float(number), *interval(found))
+                for number, found in sorted(by_round.items())
+                if len(found) == len(seeds[federation])  # a mean over fewer would jump
+            ],
             series.get(federation, len(series)),
         )
         for federation, by_round in values.items()
@@ -107,12 +113,13 @@ def merchants(summary: Record, series: Mapping[str, int]) -> Markup:
     return charts.responsive(draw, "merchants", "Accuracy by merchant under each student")
 
 
-def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Mapping[str, int]) -> Markup:
-    """Draw the headline metric against one merchant's total traffic. rows: federated ones."""
+def traffic(summary: Record, rows: Sequence[tuple[str, str, Record]], metric: str, series: Mapping[str, int]) -> Markup:
+    """Draw the headline metric against one merchant's total traffic. rows: displayed name, arm and values of each
+    federated row."""
     name = summary["headline"]
     points = {
-        title: (sum(bytes_of_a_merchant(summary, title, row).values()) / 1e6, row[name], series.get(title, len(series)))
-        for title, row in rows.items()
+        title: (sum(bytes_of_a_merchant(summary, arm, row).values()) / 1e6, row[name], series.get(title, len(series)))
+        for title, arm, row in rows
         if row[name] is not None
     }
     levels = {

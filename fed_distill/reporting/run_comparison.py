@@ -22,8 +22,11 @@ from fed_distill.reporting.wording import ROW_NAMES
 
 _IGNORED = ("name", "runtime.")
 """Settings that are not compared: they do not change results."""
-_OF_TRAINING = ("proxy_", "public_labels", "client_labels", "clicks")
-"""Keys of ``[data]`` by which test data do not change."""
+_OF_TRAINING = (
+    *("proxy_size", "proxy_from", "proxy_neighbours", "proxy_choice", "proxy_dataset", "proxy_options"),
+    *("public_labels", "client_labels", "clicks"),
+)
+"""Keys of ``[data]`` by which test data do not change; ``proxy_domains`` leaves domains out of the test data, too."""
 _MORE = ("merchant_accuracy", "retention", "uplink_bytes", "downlink_bytes", "seconds")
 """Other figures of the main federations."""
 _NEEDED = ("task", "seeds", "headline", "teacher", "controls", "federations", "federation")

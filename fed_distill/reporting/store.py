@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -41,12 +42,16 @@ IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in INTAKE))
 DATA, FILES = "data.json", "files.json"
 """Files in ``checkpoint`` with fingerprints of the data that the run began with, and of the files that it names."""
 
+_TRIES = 20
+"""Attempts to lock a folder, in a second."""
+
 
 class RunStore:
     """The folder of one run, locked for writing. Open it with ``create`` or ``resume``; close it, or use ``with``.
 
-    ``metrics.jsonl`` is in order of the rounds: append the record of a round before its checkpoint is written, and
-    ``rewind`` to the checkpoint on resume, so that no round is missing or duplicated.
+    ``metrics.jsonl`` is in order of the rounds: append the record of a round after its checkpoint is written, and
+    ``rewind`` to the checkpoint on resume, which has the record of its last round, so that no round is missing or
+    duplicated.
     """
 
     def __init__(self, folder: Path, lock: IO[str]) -> None:
@@ -275,10 +280,18 @@ def _no_number(name: str) -> None:
 
 
 def _take_lock(folder: Path) -> IO[str]:
-    """Lock the folder for this process; the system releases the lock when the process ends."""
+    """Lock the folder for this process; the system releases the lock when the process ends. Who only looks whether it
+    is locked (``writer``) has it for an instant, so it is tried again for a second."""
     lock = (folder / LOCK).open("a+", encoding="utf-8")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for attempt in range(_TRIES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(1 / _TRIES)
     except OSError as error:
         lock.seek(0)
         holder = lock.read().strip() or "unknown"

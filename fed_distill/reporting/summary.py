@@ -211,9 +211,8 @@ class _Measure:
             "gap_closed_auc": self._gap_closed(units, "auc"),
         }
         notes = {name: share.reason for name, share in shares.items() if share.reason}
-        for unit in units:
-            if unit.unheard:
-                notes["merchant_accuracy"] = f"seed {unit.seed}: {', '.join(unit.unheard)}"
+        if unheard := [f"seed {unit.seed}: {', '.join(unit.unheard)}" for unit in units if unit.unheard]:
+            notes["merchant_accuracy"] = "; ".join(unheard)
         means, counts = _merchant_means(units), units[0].merchant_counts
         tenth, headline = worst_tenth(means, counts), found[self.task.headline]
         return {

@@ -91,7 +91,7 @@ REPORT_PAGE = """{% extends "page" %}
       {% for name in references %}<td>{{ compared(row.values.above[name]) }}{% if name == "server" and row.values.get("with_bm25") and row.values.with_bm25.above_server %}<small>with BM25 {{ compared(row.values.with_bm25.above_server) }}</small>{% endif %}</td>{% endfor %}
       <td>{{ value(row, "retention", "percent") }}</td>
       <td>{{ row.values.gap_closed | percent }}{% if row.half.get("gap_closed") is not none %}<small>± {{ row.half.gap_closed | percent }}</small>{% endif %}</td>
-      {% if row.federated %}
+      {% if row.arm %}
       <td>↑ {{ row.values.bytes.uplink_per_merchant_round | size }}<small>↓ {{ row.values.bytes.downlink_per_merchant_round | size }}</small>{% if row.values.get("coding") %}<small>↑ {{ row.values.coding.uplink_ratio | number(1) }}× fewer than {{ row.values.coding.uncoded }}</small>{% endif %}</td>
       {% else %}<td>–</td>{% endif %}
       <td>{{ row.values.seconds | duration }}</td>

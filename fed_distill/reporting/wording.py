@@ -80,9 +80,9 @@ def duration(seconds: float | None) -> str:
     """Format a duration in seconds, minutes or hours."""
     if seconds is None:
         return UNKNOWN
-    if seconds < 1e-3:
+    if seconds < 999.5e-6:
         return f"{seconds * 1e6:.3g}{NARROW}µs"
-    if seconds < 1:
+    if seconds < 999.5e-3:
         return f"{seconds * 1e3:.3g}{NARROW}ms"
     if seconds < 99.5:
         return f"{seconds:.3g}{NARROW}s"

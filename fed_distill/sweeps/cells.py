@@ -5,9 +5,9 @@ alone, all data pooled, FedAvg without a teacher) depend neither on privacy nor 
 per seed, in a cell of their own.
 """
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 from fed_distill.config import Experiment
@@ -93,10 +93,14 @@ def expand(study: Study, tiny: bool = False, kept: Collection[str] = (), chosen:
     combinations = list(combinations_of(study))
     if not combinations:
         raise ConfigError(f"study {study.name}: exclude leaves no cell: remove some of its tables")
+    if not tiny and chosen == AS_IN_THE_FILE:  # tiny versions and trials may make rows equal
+        _check_effective(study, combinations)
     cells: list[Cell] = []
     seeds = range(study.base.seed, study.base.seed + (1 if tiny and "seeds" not in kept else study.seeds))
     data_seeds: list[int | None] = [*study.data_seeds] or [None]
-    for data_seed, seed in product(data_seeds[:1] if tiny and "data_seeds" not in kept else data_seeds, seeds):
+    for data_seed, seed in itertools.product(
+        data_seeds[:1] if tiny and "data_seeds" not in kept else data_seeds, seeds
+    ):
         known: set[str] = set()
         attacked = study.audit is not None and seed < study.base.seed + study.audit.seeds and data_seed == data_seeds[0]
         changes = {"seed": seed} if data_seed is None else {"seed": seed, "data.seed": data_seed}
@@ -113,6 +117,25 @@ def expand(study: Study, tiny: bool = False, kept: Collection[str] = (), chosen:
             attacks = study.audit if attacked else None
             cells.append(Cell(labels, seed, experiment, fingerprint_of(experiment), controls, attacks, data_seed))
     return cells
+
+
+def _check_effective(study: Study, combinations: Sequence[Mapping[str, Choice]]) -> None:
+    """Raise ConfigError if two values of an axis never differ, because a later axis changes the same keys."""
+    of_combination = [fingerprint_of(experiment_of(study, one, {}, None, AS_IN_THE_FILE)) for one in combinations]
+    for number, axis in enumerate(study.axes):
+        changes = {choice.label: choice.changes for choice in axis.choices}
+        found: dict[str, dict[tuple[str, ...], str]] = {}
+        for choices, identity in zip(combinations, of_combination, strict=True):
+            others = tuple(choice.label for name, choice in choices.items() if name != axis.name)
+            found.setdefault(choices[axis.name].label, {})[others] = identity
+        for (one, ours), (two, theirs) in itertools.combinations(found.items(), 2):
+            keys = {key for key in {**changes[one], **changes[two]} if changes[one].get(key) != changes[two].get(key)}
+            later = study.axes[number + 1 :]
+            if ours == theirs and all(any(other.may_change(key) for other in later) for key in keys):
+                raise ConfigError(
+                    f"study {study.name}: {axis.name}={one} and {axis.name}={two} are the same experiments, since "
+                    "a later axis replaces what they change: remove one, or keep each key in one axis"
+                )
 
 
 def only(study: Study, cells: Sequence[Cell], settings: Sequence[str]) -> list[Cell]:
@@ -173,7 +196,7 @@ def distinct(cells: Sequence[Cell]) -> dict[str, Cell]:
 
 def combinations_of(study: Study) -> Iterator[dict[str, Choice]]:
     """Yield the choice of each axis for every combination that is not excluded, in order."""
-    for choices in product(*(axis.choices for axis in study.axes)):
+    for choices in itertools.product(*(axis.choices for axis in study.axes)):
         named = {axis.name: choice for axis, choice in zip(study.axes, choices, strict=True)}
         if not study.excludes({axis: choice.label for axis, choice in named.items()}):
             yield named

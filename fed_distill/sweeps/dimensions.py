@@ -80,7 +80,9 @@ class Range(SweepTable):
             numbers = round((self.high - self.low) / self.step) + 1
             return self.chosen(self.low + self.step * math.floor(share * numbers))
         if self.log:
-            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+            more = 0.5 if self.whole else 0.0  # so that the ends are as likely as other numbers of an even draw
+            low, high = math.log(self.low - more), math.log(self.high + more)
+            value = math.exp(low + share * (high - low))
             return self.chosen(min(max(round(value), self.low), self.high) if self.whole else value)
         if self.whole:
             return self.chosen(self.low + math.floor(share * (self.high - self.low + 1)))
@@ -130,6 +132,9 @@ class Factors(SweepTable):
         _check_searchable(self.key, self.name)
         if len(set(self.factors)) < len(self.factors):
             raise ValueError(f"search {self.name!r}: a factor is listed twice: remove it")
+        labels = [choice.label for choice in self.choices]
+        if double := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"search {self.name!r}: two factors are {double} in three digits: remove one")
         return self
 
     @property

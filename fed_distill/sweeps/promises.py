@@ -12,7 +12,7 @@ import pandas as pd
 from fed_distill.config import is_protected
 from fed_distill.mechanisms.base import Words
 from fed_distill.mechanisms.lookup import recalled
-from fed_distill.reporting.wording import NARROW, count
+from fed_distill.reporting.wording import NARROW
 from fed_distill.sweeps.collect import BETWEEN, FINISHED
 from fed_distill.sweeps.findings import epsilon_text, odds_factor
 
@@ -73,7 +73,7 @@ def _promise(name: str, cells: pd.DataFrame) -> Promise:
 
 
 def _budgets(cells: pd.DataFrame) -> list[Budget]:
-    """Return one entry per ε, to three digits, in ascending order; unknown ones last."""
+    """Return one entry per ε, as it is shown, in ascending order; unknown ones last."""
     rounded = cells.assign(shown=[epsilon_text(None if math.isnan(one) else one) for one in cells["privacy.epsilon"]])
     found = []
     for shown, group in rounded.sort_values("privacy.epsilon").groupby("shown", sort=False):
@@ -86,8 +86,8 @@ def _budgets(cells: pd.DataFrame) -> list[Budget]:
 
 def _counted(cells: pd.DataFrame) -> str:
     merchants = _range(cells, ["run.merchants"], ",.0f")
-    examples = cells["run.examples"].dropna().astype(float)
-    known = "" if examples.empty else f", {count(examples.min())} training examples in all"
+    examples = cells["run.examples"].notna().any()
+    known = f", {_range(cells, ['run.examples'], ',.0f')} training examples in all" if examples else ""
     return f"{merchants} merchants{known}"
 
 

@@ -15,7 +15,6 @@ from fed_distill.sweeps.cells import (
     AS_IN_THE_FILE,
     Cell,
     Chosen,
-    alone,
     combinations_of,
     controls_of,
     experiment_of,
@@ -208,7 +207,9 @@ class TuningPlan:
     def _control(self, row: Row, number: int, changes: Mapping[str, Any], server: Chosen) -> Cell:
         base = self.study.base.tiny(self.kept) if self.tiny else self.study.base
         alone_with = base.with_changes({"controls": [row.name]})
-        of_control = controls_of(alone_with, server.over(alone(base, {}), {}))
+        choices = next(combinations_of(self.study))
+        first = experiment_of(self.study, choices, {}, self.kept if self.tiny else None, AS_IN_THE_FILE)
+        of_control = controls_of(alone_with, server.over(first, {}))
         chosen = Chosen(controls={row.name: changes})
         experiment = chosen.over_controls(chosen.over(of_control, {}))
         return self._cell(

@@ -34,7 +34,7 @@ class Tuning(SweepTable):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="name of the tuning's folder"
     )
-    title: str = Field("", description="a sentence for the figures")
+    title: str = Field("", description="a sentence above the figure of the settings")
     base: Experiment = Field(
         description="what is tuned: an experiment's tables, over those of a `file` beside this one; its compare and "
         "repeats do not count, and its controls are trained for the best settings only"

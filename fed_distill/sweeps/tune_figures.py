@@ -65,7 +65,10 @@ def settings_figure(tuning: Tuning, tried: Sequence[Tried], base: float, metric:
     """Draw a panel for each search: the score of each trial over its value."""
     rows, columns = math.ceil(len(tuning.search) / PER_ROW), min(PER_ROW, len(tuning.search))
     figure = charts.new_figure(0.5 + 2.4 * rows, layout="constrained")
-    figure.suptitle(f"{metric} on the validation set", x=0.01, ha="left", color=charts.SOFT, fontsize=10)
+    heading = [tuning.title] if tuning.title else []
+    figure.suptitle(
+        "\n".join([*heading, f"{metric} on the validation set"]), x=0.01, ha="left", color=charts.SOFT, fontsize=10
+    )
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes, dimension in zip(panels, tuning.search, strict=False):
         charts.clean(axes, grid="y").axhline(

@@ -6,6 +6,7 @@ from typing import Protocol
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.payloads.base import Payload
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.coding.codec import CODED, Codec
@@ -50,7 +51,7 @@ def check(experiment: Experiment, methods: Mapping[str, Carries]) -> None:
                     f"{key} compresses {part} in downlinks, but none of its methods sends them there: remove "
                     f"downlink_{part}"
                 )
-        if config.downlink_soft_labels and SelectedSoftLabels in sent:
+        if config.downlink_soft_labels and sent & {SelectedSoftLabels, DensitySelectedSoftLabels}:
             raise ConfigError(
                 f"downlink_soft_labels of {key} cannot be combined with methods that send `answered`: server and "
                 "merchants must select by identical labels. Remove it"

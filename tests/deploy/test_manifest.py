@@ -156,6 +156,7 @@ def test_a_site_takes_no_path_from_the_server(deployment, experiment, tmp_path):
     assert site.experiment.runtime.trainer == "cohort"
     insisting = Manifest.read(folder / "site.toml").model_copy(update={"trainer": "sequential"})
     assert insisting.own(stolen).runtime.trainer == "sequential"
+    assert insisting.own(stolen.with_changes({"runtime.device": "cuda"})).runtime.device == "auto"
     assert site.protection.limits == Manifest.read(folder / "site.toml").limits
 
 

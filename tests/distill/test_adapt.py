@@ -15,11 +15,12 @@ LABELS = torch.full((2, 3), 1 / 3)
 def test_the_stages_fine_tune_distil_and_fine_tune_again():
     references = {"soft_labels": LABELS}
     distil = Phase(soft_labels(2.0), data="proxy", epochs=1.5, references=references)
-    stages = domain_stages(distil)
+    stages = domain_stages(distil, 6)
     assert all(len(stage.parts) == 1 and not stage.parts[0].frozen for stage in stages)
     phases = [stage.parts[0].plan.phases for stage in stages]
     assert [[phase.data for phase in some] for some in phases] == [["private"], ["proxy"], ["private"]]
-    assert {phase.epochs for some in phases for phase in some} == {1.5}
+    assert [some[0].steps for some in phases] == [6, None, 6]
+    assert phases[1][0].epochs == 1.5
     assert torch.equal(phases[1][0].references["soft_labels"], LABELS)
     assert len({stage.title for stage in stages}) == 3
 
@@ -27,10 +28,10 @@ def test_the_stages_fine_tune_distil_and_fine_tune_again():
 def test_gradual_unfreezing_frees_the_last_layer_first_in_the_same_time():
     distil = Phase(soft_labels(2.0), data="proxy", epochs=1.5, references={"soft_labels": LABELS})
     layers = (frozenset({"words"}), frozenset({"middle.a", "middle.b"}), frozenset({"head"}))
-    first, between, last = domain_stages(distil, layers)
+    first, between, last = domain_stages(distil, 7, layers)
     assert first.parts == last.parts
     assert [set(part.frozen) for part in first.parts] == [{"words", "middle.a", "middle.b"}, {"words"}, set()]
-    assert [part.plan.phases[0].epochs for part in first.parts] == [0.5] * 3
+    assert [part.plan.phases[0].steps for part in first.parts] == [2, 2, 3]
     assert [set(part.frozen) for part in between.parts] == [set()]
 
 
@@ -113,3 +114,10 @@ def test_a_student_that_only_gets_worse_stays_as_it_was():
     result, _ = run([0.5, 0.4, 0.3, 0.49])
     assert result.weights == {}
     assert ["undone" in note for note in result.notes] == [True] * 3
+
+
+def test_with_fewer_steps_than_layers_several_are_freed_at_once():
+    layers = tuple(frozenset({str(number)}) for number in range(6))
+    first, *_ = domain_stages(Phase(soft_labels(2.0), data="proxy", epochs=1.0), 4, layers)
+    assert [part.plan.phases[0].steps for part in first.parts] == [1, 1, 1, 1]
+    assert [len(part.frozen) for part in first.parts] == [4, 3, 1, 0]

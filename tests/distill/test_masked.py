@@ -1,10 +1,12 @@
 """Masked words: hidden as in BERT's paper, guessed better and better, and of use to what is learned afterwards."""
 
+import numpy as np
 import pytest
 import torch
 
 from fed_distill import seeds
 from fed_distill.config import MaskedConfig
+from fed_distill.data.examples import Examples
 from fed_distill.distill.masked import check_token_model, hidden_tokens, pretrain_on_domain
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.models import build_student, load_teacher
@@ -106,3 +108,12 @@ def test_what_does_not_read_token_by_token_or_diverges_is_said(student, task, pu
         student.words.weight[5:] = torch.nan
     with pytest.raises(TrainingError, match="the loss of masked words is nan"):
         pretrain_on_domain(student, public, MaskedConfig(epochs=1), (0,), unheard)
+
+
+def test_texts_without_a_word_are_left_out(student, public):
+    texts = (*["***"] * 64, *["red kettle pro"] * 64)
+    some = Examples(texts, texts, np.zeros(128, np.int64), np.arange(128), ("m",) * 128)
+    assert len(pretrain_on_domain(student, some, MaskedConfig(epochs=2.0), (0,), unheard)) == 2
+    wordless = some.take(range(64))
+    with pytest.raises(TrainingError, match="none of 64 texts has a word to mask"):
+        pretrain_on_domain(student, wordless, MaskedConfig(epochs=1.0), (0,), unheard)

@@ -36,3 +36,16 @@ def test_words_of_several_scripts():
     assert words_of("Maßband, 5m (ＲＯＴ)") == ("massband", "5m", "rot")
     assert words_of("红色usb线") == ("红", "色", "usb", "线")
     assert bm25([])(asked(("a", "a")))[0] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("किताब की दुकान", ("किताब", "की", "दुकान")),
+        ("السَّلام عليكم", ("السَّلام", "عليكم")),
+        ("สวัสดีครับ", ("สวัสดีครับ",)),
+        ("é ★\ufe0f usb\ufe0f", ("é", "usb")),
+    ],
+)
+def test_marks_belong_to_their_letters(text, words):
+    assert words_of(text) == words

@@ -139,7 +139,7 @@ def test_the_doubly_robust_score_of_two_customers_by_hand():
 def test_bootstrap_intervals_have_the_width_of_theory_and_draw_customers_whole():
     rng = np.random.default_rng(1)
     values = rng.normal(size=400)
-    four = trial([1] * 1600, [0] * 1600, 0.5, np.repeat(np.arange(400), 4))
+    four = trial([0, 1] * 800, [0] * 1600, 0.5, np.repeat(np.arange(400), 4))
     repeated = np.repeat(values, 4)
     found = bootstrap(lambda times: np.array([(repeated * times).sum() / times.sum()]), four, 800, rng)[0]
     error = values.std() / 20  # of 400 customers, not of 1,600 rows
@@ -183,3 +183,18 @@ def test_what_is_no_trial_is_refused():
     with pytest.raises(ValueError, match="strictly between 0 and 1: clip it"):
         trial([1, 0], [1, 0], [0.0, 0.5])
     assert not trial([1, 1], [0, 1]).has_both_arms and SIX.has_both_arms
+
+
+def test_resamples_without_an_arm_are_drawn_again():
+    """Two of forty customers are treated: a resample has neither with a probability of 0.13."""
+    few = trial([1, 1] + [0] * 38, [1, 0] * 20, 0.05)
+    drawn = []
+
+    def treated(times):
+        drawn.append((times @ few.treated, times @ ~few.treated))
+        return np.array([drawn[-1][0]])
+
+    bootstrap(treated, few, 300, np.random.default_rng(0))
+    assert len(drawn) == 301 and min(min(one) for one in drawn) > 0
+    with pytest.raises(ValueError, match="one arm"):
+        bootstrap(treated, trial([1, 1], [0, 1], 0.5), 3, np.random.default_rng(0))

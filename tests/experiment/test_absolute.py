@@ -8,7 +8,7 @@ import pytest
 from fed_distill.config import Experiment
 from fed_distill.data import load
 from fed_distill.errors import ConfigError
-from fed_distill.experiment.absolute import absolute
+from fed_distill.experiment.absolute import absolute, only_names
 
 TABLE = {"dataset": "table", "task": "sentiment", "min_rows": 5, "proxy_size": 10, "max_examples": 40}
 COLUMNS = {"text": "text", "label": "label", "merchant": "shop"}
@@ -111,3 +111,12 @@ def test_options_of_a_part_of_ones_own_are_paths_by_their_type(here):
 def test_an_import_path_that_leads_nowhere_is_named(here):
     with pytest.raises(ConfigError, match="cannot import dataset 'not_there:Sales'"):
         absolute(Experiment.parse({"data": {"dataset": "not_there:Sales", "options": {"path": "x"}}}))
+
+
+def test_names_have_no_folders(here):
+    (here / "models" / "jane_doe").mkdir(parents=True)
+    options = {"path": "customers/jane_doe/grades.csv", "columns": COLUMNS, "labels": {"a/b": "positive"}}
+    given = {"data": {**TABLE, "options": options}, "teacher": {"model": "models/jane_doe"}}
+    found = only_names(Experiment.parse(given))
+    assert found.data.options["path"] == "grades.csv" and found.teacher.model == "jane_doe"
+    assert found.data.options["labels"] == {"a/b": "positive"}

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.experiment.preflight import check_settings
 from fed_distill.merchant.app import build_app
@@ -262,3 +263,12 @@ def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     assert list(method.receives) == expected + later
     state = GlobalState(0, {"w": torch.ones(2)}, torch.ones(1, 1))
     assert method.broadcast(state).kinds == {*expected}
+
+
+@pytest.mark.parametrize("method", ["selective-fd", "selective-fd-kulsif"])
+def test_labels_by_which_merchants_select_are_not_compressed_on_the_way_to_them(method):
+    changes = {"federation": {"method": method}, "transport.downlink_soft_labels": ["int4"]}
+    experiment = Experiment().with_changes(changes)
+    with pytest.raises(ConfigError, match="must select by identical labels"):
+        check_settings(experiment)
+    check_settings(experiment.with_changes({"federation": {"method": "expert-fd"}}))

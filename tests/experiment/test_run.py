@@ -318,6 +318,13 @@ def test_an_empty_part_is_said_before_anything_is_written(tiny_experiment, simul
     assert not (tmp_path / "runs").exists()
 
 
+def test_training_on_withheld_rows_needs_some(tiny_experiment, simulate, tmp_path):
+    changes = {"training.unlabeled.epochs": 1.0, "federation.rounds": 1, "controls": []}
+    with pytest.raises(ConfigError, match=r"no merchant has any: set data\.client_labels below 1"):
+        simulate(tiny_experiment(tmp_path / "runs", changes))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_table_without_a_ranking_is_refused_before_anything_is_trained(tiny_experiment, simulate, tmp_path):
     grades = ("exact", "substitute", "complement", "irrelevant")
     rows = [f"query {row},product {row},{grades[row // 5 % 4]},{'abcde'[row % 5]}" for row in range(300)]

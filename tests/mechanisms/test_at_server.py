@@ -392,6 +392,31 @@ def test_an_older_checkpoint_is_not_gone_on_from(tiny_experiment, simulate, tmp_
             simulate(experiment.with_changes({"runtime.resume": True}), secret=SECRET)
 
 
+def test_a_round_that_is_published_on_resume_is_noted(tiny_experiment, simulate, tmp_path, monkeypatch):
+    """Killed between the checkpoint of the last round and its note, a run publishes that round when it is resumed."""
+    experiment = tiny_experiment(tmp_path, {**MERCHANT, **QUIET, "federation.rounds": 2})
+    keep, part = rounds.keep, []
+
+    def kept(one, *rest):
+        keep(one, *rest)
+        part[:] = [one]
+        if rest[-1].state.round == 2:
+            raise Killed
+        shutil.copy(one.rounds, tmp_path / "older")
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(rounds, "keep", kept)
+        simulate(experiment, secret=SECRET)
+    resumed = experiment.with_changes({"runtime.resume": True})
+    simulate(resumed, secret=SECRET)
+    federation = tmp_path / experiment.name / "checkpoint" / "seed-0" / "federations" / "fedavg-kd"
+    for name in ("outcome.json", "final.safetensors"):
+        (federation / name).unlink()
+    shutil.copy(tmp_path / "older", part[0].rounds)
+    with pytest.raises(CheckpointError, match="released round 2, but its checkpoint is of round 1"):
+        simulate(resumed, secret=SECRET)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"seed 0, fedavg-kd": {"round": 1}}'])
 def test_an_account_of_releases_that_cannot_be_read_ends_the_run(tmp_path, content):
     (tmp_path / RELEASED).write_text(content)

@@ -126,3 +126,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_rules_for_work_and_imports_are_read_strictly(write, line):
     with pytest.raises(ConfigError, match=line.partition(" ")[0]):
         Limits.read(write(f"[rules]\n{line}"))
+
+
+def test_hours_with_a_time_zone_are_refused(write):
+    with pytest.raises(ConfigError, match="names a time zone"):
+        Limits.read(write('[rules]\nhours = "22:00Z-06:00Z"'))

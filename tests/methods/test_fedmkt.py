@@ -156,3 +156,10 @@ def test_several_teachers_are_refused_before_anything_is_trained(tiny_experiment
     changes = {**QUICK, "federation.method": "fedmkt", "federation.options": {}, "teacher.domains": 2}
     with pytest.raises(ConfigError, match="fedmkt teaches one teacher: drop"):
         simulate(tiny_experiment(tmp_path, changes))
+
+
+def test_nothing_is_sent_before_private_pre_training(several):
+    state, _ = several
+    method = FedMKT(pretrain_epochs=2.0)
+    assert method.broadcast(replace(state, round=0)).payloads == ()
+    assert method.broadcast(replace(state, round=1)).need(SoftLabels).probabilities is state.teacher_labels

@@ -8,9 +8,10 @@ from dataclasses import fields
 import pytest
 
 from fed_distill.config import Experiment, FederationConfig
+from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError
 from fed_distill.methods import METHODS
-from fed_distill.methods.checks import check
+from fed_distill.methods.checks import check, check_task
 
 
 @pytest.mark.parametrize(
@@ -145,3 +146,20 @@ def test_every_option_is_described(method):
     built = METHODS.resolve(method)
     described = " ".join(inspect.getdoc(one) or "" for one in built.__mro__)
     assert not [option.name for option in fields(built) if not re.search(rf"\b{option.name}\b[^.]*:\s", described)]
+
+
+@pytest.mark.parametrize(("method", "option"), [("fd", "gamma"), ("moon", "mu"), ("fedkd", "energy_end")])
+def test_what_needs_an_earlier_round_has_no_effect_in_the_only_one(method, option):
+    for rounds, idle in ((1, True), (2, False)):
+        assert (option in METHODS.build(method, {}).idle_options(rounds)) is idle
+
+
+@pytest.mark.parametrize(("method", "options"), [("fedet", {}), ("fedmkt", {}), ("fedmkt", {"choose": "mean"})])
+def test_memory_that_grows_with_the_square_of_the_classes_is_refused_before_it_is_needed(method, options):
+    task = Task("category", tuple(f"class {number}" for number in range(600)), pair=False, positive="class 0")
+    federation = FederationConfig(method=method, options=options)
+    experiment = Experiment(federation=federation)
+    refused = pytest.raises(ConfigError, match=r"would need 11 GiB .* 600 classes on a proxy set of 4,000")
+    with nullcontext() if options else refused:
+        check_task(experiment, federation, METHODS.build(method, options), task)
+    check_task(experiment.with_changes({"data.proxy_size": 500}), federation, METHODS.build(method, options), task)

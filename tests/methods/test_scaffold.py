@@ -153,11 +153,15 @@ def test_steps_that_do_not_tell_a_gradient_are_refused(options):
         Scaffold().check(FederationConfig(), TrainerConfig(**options), 4)
 
 
-def test_parts_of_students_are_refused():
+@pytest.mark.parametrize(
+    ("aggregator", "options"), [("fedsubavg", {}), ("fedmedian", {}), ("krum", {}), ("fedavg", {"weight": "examples"})]
+)
+def test_another_mean_than_that_of_control_variates_is_refused(aggregator, options):
     plain = TrainerConfig(optimizer="sgd")
-    Scaffold().check(FederationConfig(aggregator="fedavg"), plain, 4)
-    with pytest.raises(ConfigError, match="fedsubavg averages rows"):
-        Scaffold().check(FederationConfig(aggregator="fedsubavg"), plain, 4)
+    for mean in ("fedavg", "fedadam"):
+        Scaffold().check(FederationConfig(aggregator=mean), plain, 4)
+    with pytest.raises(ConfigError, match="averaged like its control variates"):
+        Scaffold().check(FederationConfig(aggregator=aggregator, aggregator_options=options), plain, 4)
 
 
 def test_what_is_kept_of_one_weight_does_not_need_the_others():

@@ -251,3 +251,8 @@ def test_without_wandb_the_user_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install fed-distill\[wandb\]"):
         CallbackList.from_names(["wandb"])
+
+
+def test_a_prefix_does_not_turn_the_number_of_a_round_into_a_metric():
+    found = scalars(record(1), "m/seed-0/")
+    assert found == {f"m/seed-0/{name}": value for name, value in scalars(record(1)).items()}

@@ -80,3 +80,16 @@ def test_without_truth_teacher_or_a_second_arm():
     lonely = campaign_effect(treated, predicted[test.labels < 2], None, None, 0)
     assert set(lonely) == {"customers"} and lonely["customers"]["difference"] is None
     assert "All are in one arm" in as_table(lonely) and json.loads(as_json(lonely))
+
+
+def test_a_campaign_with_few_treated_customers_has_an_account():
+    test, predicted, true = generated(400, 1, False)
+    bought = np.arange(400) % 3 == 0
+    of_few = cell_of(np.arange(400) < 3, bought)
+    found = campaign_effect(
+        Examples(test.texts, test.pairs, of_few, test.groups, test.merchants), predicted, predicted, true, 0
+    )
+    assert found["customers"]["treated"] == 3
+    row = found["targeting"]["rankings"]["student"]["qini"]
+    assert row["low"] <= row["high"]
+    json.loads(as_json(found))

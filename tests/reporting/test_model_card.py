@@ -96,6 +96,14 @@ def test_of_other_folders_only_the_last_part_is_told(card, summary):
     assert 'model = "small-bert"' in text and 'path = "x.csv"' in text
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("~/jane/x.csv", "x.csv"), ("../jane/x.csv", "x.csv"), ("/deals", "/deals"), ("intfloat/e5", "intfloat/e5")],
+)
+def test_what_is_surely_a_path_with_folders_is_cut(card, summary, path, told):
+    assert f'path = "{told}"' in card(summary, changes={"data.options.path": path})
+
+
 def test_delta_is_rounded_up(card, private_summary):
     private_summary["privacy"] |= {"epsilon": 2.0049, "delta": 1.2349e-6}
     text = card(private_summary)

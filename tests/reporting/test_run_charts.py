@@ -1,5 +1,6 @@
 """The charts of a run show every value where it belongs, under its name."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -9,8 +10,10 @@ from fed_distill.reporting.run_charts import (
     LearningCurve,
     Spread,
     Value,
+    learning,
     learning_figure,
     spread_figure,
+    traffic,
     traffic_figure,
     values_figure,
 )
@@ -137,3 +140,33 @@ def test_on_a_telephone_every_chart_is_drawn_narrower_and_nothing_is_outside(dra
         assert box.x0 > -0.02 and box.x1 < figure.get_figwidth() + 0.02
         assert figure.axes[0].get_position().width > 0.2
     assert draw().get_figwidth() == WIDTH, "the width is set back"
+
+
+@pytest.mark.parametrize("name", ["$5_$ Store", r"A$\shop$"])
+def test_dollar_signs_in_names_are_no_formulas(name):
+    for figure in (
+        values_figure([Value(name, 0.5)], "x"),
+        spread_figure([Spread("a", {name: 0.5, "b": 0.6})], "x"),
+        learning_figure([LearningCurve(name, [(1, 0.5, None)])], {name: 0.5}, "y"),
+    ):
+        assert any(name in title for title in titles(figure))
+
+
+def test_a_curve_ends_with_the_first_seed_that_does():
+    """The first of two seeds stops after round 3: a mean over the other alone would jump."""
+    records = [
+        {"federation": "m", "seed": seed, "round": number, "valid": {"auc": value}}
+        for seed, rounds, value in ((0, 3, 0.9), (1, 6, 0.5))
+        for number in range(1, rounds + 1)
+    ]
+    drawn = learning({"headline": "auc", "controls": {}}, records, "AUC", {"m": 0})
+    found = set(re.findall(r"m, round (\d): ([\d.]+)", str(drawn)))
+    assert found == {("1", "0.7000"), ("2", "0.7000"), ("3", "0.7000")}
+
+
+def test_the_bytes_of_a_control_are_those_of_its_rounds():
+    counted = {"bytes": {"downlink": 4e6, "uplink": 2e6}, "seeds": 1}
+    summary = {"headline": "auc", "controls": {}, "merchants": 2, "answers": {"fedavg": counted}}
+    row = {"auc": 0.5, "rounds": 5, "bytes": {"downlink_per_merchant_round": 1e6, "uplink_per_merchant_round": 1e6}}
+    drawn = str(traffic(summary, [("FedAvg, no teacher", "fedavg", row)], "AUC", {}))
+    assert "FedAvg, no teacher: 3 MB, 0.5000" in drawn

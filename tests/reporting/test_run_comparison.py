@@ -76,6 +76,7 @@ def test_main_federations_of_other_names_are_compared(tmp_path):
     ("changes", "more", "reason"),
     [
         ({"data.seed": 1}, {}, "the test data may differ, by data.seed"),
+        ({"data.proxy_domains": ["toys"]}, {}, "the test data may differ, by data.proxy_domains"),
         ({"data.options": {"merchants": 5}}, {}, "the test data may differ, by data.options.merchants"),
         ({}, {"seeds": (0, 1)}, r"the training seeds differ: \[0\] and \[0, 1\]"),
     ],

@@ -1,10 +1,12 @@
 """A run's folder: complete or absent, held by one process, resumable after a kill at any instant."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 import tomllib
 
 import pytest
@@ -379,3 +381,11 @@ def test_what_an_audit_found_is_read_from_the_summary_or_its_damage_named(folder
             store.write_summary(damaged)
             with pytest.raises(CheckpointError, match=r"summary\.json has no entry for the audit: .*delete it"):
                 read_audit(folder)
+
+
+def test_who_looks_whether_a_run_is_written_does_not_keep_it_from_being_resumed(folder):
+    RunStore.create(folder, EXPERIMENT).close()
+    with (folder / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        RunStore.resume(folder, EXPERIMENT).close()

@@ -45,6 +45,8 @@ def test_bytes_are_written_in_decimal_units(value, written):
     ("value", "written"),
     [
         (5.2e-5, "52 µs"),
+        (0.0009997, "1 ms"),
+        (0.9997, "1 s"),
         (7.9e-3, "7.9 ms"),
         (0.5, "500 ms"),
         (42, "42 s"),

@@ -16,7 +16,7 @@ UPDATE_STAGES = Registry(
 SOFT_LABEL_STAGES = Registry(
     "soft-label stage",
     {
-        "float16": "fed_distill.transport.coding.updates:Float16",
+        "float16": "fed_distill.transport.coding.probabilities:Float16Probabilities",
         "int8": "fed_distill.transport.coding.probabilities:Int8Probabilities",
         "int4": "fed_distill.transport.coding.probabilities:Int4Probabilities",
         "log-int4": "fed_distill.transport.coding.probabilities:LogInt4Probabilities",

@@ -377,3 +377,17 @@ def test_an_axis_or_a_label_that_there_is_not_is_named(study, setting, message):
 def test_only_what_is_excluded_is_an_error(study):
     with pytest.raises(ConfigError, match="--only leaves no cell"):
         only(study, expand(study), ["method=fedmd", "unit=merchant"])
+
+
+def test_an_axis_that_a_later_one_replaces_is_refused(tables):
+    tables["axis"] = [
+        {"name": "length", "values": [
+            {"label": "short", "federation.rounds": 2}, {"label": "long", "federation.rounds": 20}
+        ]},
+        {"name": "set", "values": [{"label": "a", "federation.rounds": 5}, {"label": "b", "federation.rounds": 7}]},
+    ]  # fmt: skip
+    tables["exclude"] = []
+    with pytest.raises(ConfigError, match="length=short and length=long are the same experiments"):
+        expand(Study.parse(tables))
+    tables["axis"][1]["values"][0] = {"label": "a", "data.seed": 5}  # it replaces the first axis in one row only
+    assert len({cell.fingerprint for cell in expand(Study.parse(tables)) if cell.seed == 0 and cell.labels}) == 3

@@ -315,6 +315,10 @@ def test_a_seed_that_cells_share_is_said(tune, small, write_cells, tmp_path):
         ({"search": [{"key": "runtime.threads", "values": [1, 2]}]}, "runtime.threads cannot be varied"),
         ({"search": [{"key": "training.merchants.learning_rate", "factors": [1, 0]}]}, "must be greater than 0, not 0"),
         ({"search": [{"key": "training.merchants.learning_rate", "factors": [2, 2]}]}, "a factor is listed twice"),
+        (
+            {"search": [{"key": "training.merchants.learning_rate", "factors": [0.1231, 0.1234]}]},
+            "two factors are × 0.123 in three digits",
+        ),
     ],
 )
 def test_mistakes_in_the_table_are_named(tables, change, message):
@@ -391,3 +395,12 @@ def test_a_study_may_extend_another_file(tables, tmp_path):
     (tmp_path / "again.toml").write_text('extends = "tuned.toml"', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"tuned\.toml extends another study itself"):
         Study.read(tmp_path / "again.toml")
+
+
+def test_trials_of_controls_are_of_the_first_value_of_other_axes_too(tables, tmp_path):
+    tables["base"]["data"] = {"dataset": "marketplace", "task": "relevance"}
+    tables["axis"].append({"key": "data.task", "values": ["sentiment", "faq"]})
+    plan = planned(tables, tmp_path)
+    trials = [one for stage in plan.stages()[:1] for one in plan.planned(stage)]
+    assert {one.row.kind for one in trials} == {"control"}
+    assert {one.cell.experiment.data.task for one in trials} == {"sentiment"}

@@ -1,5 +1,6 @@
 """Dimensions of a search space: what a share of each is, and that draws depend on names and numbers only."""
 
+import numpy as np
 import pytest
 
 from fed_distill.config import Experiment
@@ -23,7 +24,8 @@ def change(dimension, share):
         ({"low": 1e-3, "high": 1e-1, "log": True}, 0.5, pytest.approx(1e-2)),
         ({"low": 1, "high": 4}, 0.0, 1),
         ({"low": 1, "high": 4}, 0.999, 4),
-        ({"low": 1, "high": 100, "log": True}, 0.5, 10),
+        ({"low": 1, "high": 100, "log": True}, 0.5, 7),  # the geometric middle of 0.5 and 100.5
+        ({"low": 2, "high": 8, "log": True}, 0.999, 8),
         ({"low": 0.0, "high": 1.0, "step": 0.25}, 0.5, 0.5),  # of five numbers the third
         ({"low": 0.0, "high": 1.0, "step": 0.25}, 0.999, 1.0),
     ],
@@ -76,3 +78,12 @@ def test_a_tuning_searches_factors_of_its_base(tables):
     assert {label: one.training.merchants.learning_rate for label, one in tried.items()} == {"× 0.5": 5e-4, "× 2": 2e-3}
     assert tuning.start.data.scored_on == "validation"
     assert tuning.best({"learning_rate": factors.chosen("× 2")}).data.scored_on == "test"
+
+
+def test_integers_of_a_logarithmic_range_have_the_shares_of_their_intervals():
+    given = Range(key=ROUNDS, low=2, high=8, log=True)
+    found = [change(given, share) for share in np.linspace(0, 1, 9999, endpoint=False)]
+    shares = np.bincount(found, minlength=9)[2:] / len(found)
+    whole = np.arange(2, 9)
+    expected = np.log((whole + 0.5) / (whole - 0.5)) / np.log(8.5 / 1.5)
+    np.testing.assert_allclose(shares, expected, atol=1e-3)

@@ -215,6 +215,25 @@ def test_a_merchant_that_diverges_harms_nobody_else(
     assert_alike(found, healthy, distance, 1e-6)
 
 
+def test_an_objective_that_refuses_a_cohort_refuses_it_alone(words, merchants, plans, distance):
+    """As the sequential trainer does: the merchants of another plan are trained."""
+
+    def objective(outputs, references):
+        raise TrainingError("representations of another width")
+
+    learners = merchants(words())
+    refused = Plan((Phase(objective, epochs=2),))
+    plan = {one.name: refused if place % 2 else plans.fedavg for place, one in enumerate(learners)}
+    told = []
+    found = fit(CohortTrainer(config_of()), learners, plan, lambda *steps: told.append(steps))
+    alone = fit(SequentialTrainer(config_of()), learners, plan)
+    failed = [name for name, one in found.items() if isinstance(one, Failure)]
+    assert sorted(failed) == sorted(one.name for one in learners[1::2])
+    for name in failed:
+        assert found.pop(name) == alone.pop(name)
+    assert_alike(found, alone, distance)
+
+
 def test_plans_and_students_may_differ_within_one_call(words, small_student, merchants, plans, distance):
     first = merchants(words())
     second = merchants(small_student("lstm"), DP)

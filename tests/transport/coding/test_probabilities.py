@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from fed_distill.errors import ConfigError
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.probabilities import (
+    Float16Probabilities,
     Int4Probabilities,
     Int8Probabilities,
     LogInt4Probabilities,
@@ -112,3 +113,12 @@ def test_a_row_that_was_rounded_to_nothing_becomes_even():
 def test_forged_bytes_are_refused(stages, data, message):
     with pytest.raises(ValueError, match=message):
         Chain(stages).decode((1, 3), Reader(data))
+
+
+def test_a_half_that_is_0_has_a_logarithm_too(through):
+    sent = torch.tensor([[17.5, 0.0, 0.0]]).softmax(dim=1)
+    got, size = through([Float16Probabilities()], sent)
+    assert size == 6
+    assert got[0, 0] == 1.0 and got[0, 1:].tolist() == [2.0**-25] * 2
+    least = torch.tensor([[1.0, 2.0**-24, 2.0**-25 * 1.01]])
+    assert through([Float16Probabilities()], least)[0].tolist() == [[1.0, 2.0**-24, 2.0**-24]]
