@@ -388,4 +388,5 @@ def test_who_looks_whether_a_run_is_written_does_not_keep_it_from_being_resumed(
     with (folder / ".lock").open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
-        RunStore.resume(folder, EXPERIMENT).close()
+        with RunStore.resume(folder, EXPERIMENT):
+            assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
