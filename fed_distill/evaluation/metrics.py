@@ -4,9 +4,10 @@ Classification metrics are scikit-learn's. The ranking metrics follow the KDD Cu
 2022, ESCI): nDCG at 10 with linear gains.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +83,10 @@ def ranking(scores: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> M
     nDCG@10 has the gains of the true grades, the discount 1/log2(rank + 1) and the ideal order over all candidates of a
     query; queries with no gain are skipped and counted in ``skipped_queries``. For MRR@10, candidates of the positive
     class are relevant, ranks beyond 10 give 0, and queries without a relevant candidate are skipped. recall@20 is the
-    share of a query's relevant candidates, or of 20 where there are more, that are among the first 20. Ties are ranked
-    in order of increasing gain, so that constant predictions do not profit from the stored order.
+    share of a query's relevant candidates, or of 20 where there are more, that are among the first 20. Of equal scores,
+    all orders are equally likely, and each metric is its expectation over them (McSherry and Najork 2008, "Computing
+    information retrieval performance measures efficiently in the presence of tied scores", ECIR), so that neither the
+    stored order counts nor is a search by words, whose scores are often equal, ranked worse than it is.
 
     :param scores: of the candidates ``[n]``, aligned with ``ranking.examples``; of a student: ``expected_gains``
     :param ranking: queries and candidates
@@ -94,16 +97,16 @@ def ranking(scores: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> M
     reciprocal: list[float] = []
     recall: list[float] = []
     skipped = 0
-    for order, gains, exact in _ranked(scores, ranking, task):
-        found = _ndcg(order, gains)
+    for query in _ranked(scores, ranking, task):
+        found = _ndcg(query)
         if found is None:
             skipped += 1
         else:
             ndcg.append(found)
-        at = np.flatnonzero(exact[order])
-        if len(at):
-            reciprocal.append(1.0 / (at[0] + 1) if at[0] < CUT else 0.0)
-            recall.append(float((at < RECALL_CUT).sum()) / min(len(at), RECALL_CUT))
+        if query.exact.any():
+            reciprocal.append(_reciprocal_rank(query))
+            first = _expected(query, query.exact)[:RECALL_CUT].sum()
+            recall.append(float(first) / min(int(query.exact.sum()), RECALL_CUT))
     return {
         "ndcg@10": _mean(ndcg),
         "mrr@10": _mean(reciprocal),
@@ -120,7 +123,7 @@ def ndcg_by_query(scores: npt.NDArray[np.floating], ranking: Ranking, task: Task
 
     Parameters and errors are those of ``ranking``.
     """
-    found = [_ndcg(order, gains) for order, gains, _ in _ranked(scores, ranking, task)]
+    found = [_ndcg(query) for query in _ranked(scores, ranking, task)]
     return [value for value in found if value is not None]
 
 
@@ -240,22 +243,53 @@ def _gains(task: Task) -> npt.NDArray[np.float64]:
     return np.asarray(task.gains, dtype=np.float64)
 
 
-def _ranked(
-    scores: npt.NDArray[np.floating], ranking: Ranking, task: Task
-) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
-    """Yield the order of each query's candidates, their gains, and whether they are of the positive class."""
+class _Query(NamedTuple):
+    """A query's candidates by decreasing score: their gains, whether they are of the positive class, and where each
+    run of equal scores begins, in ascending order."""
+
+    gains: npt.NDArray[np.float64]
+    exact: npt.NDArray[np.bool_]
+    runs: npt.NDArray[np.intp]
+
+
+def _ranked(scores: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> Iterator[_Query]:
+    """Yield each query's candidates by decreasing score."""
     labels = ranking.examples.labels
     gains = _gains(task)[labels]
     if scores.shape != labels.shape:
         raise ValueError(f"scores are {scores.shape}, not {labels.shape}")
     for rows in _rows_by_query(ranking.queries):
-        yield np.lexsort((gains[rows], -scores[rows])), gains[rows], labels[rows] == task.positive_index
+        ordered = rows[np.argsort(-scores[rows], kind="stable")]
+        runs = np.flatnonzero(np.append(True, scores[ordered][1:] != scores[ordered][:-1]))
+        yield _Query(gains[ordered], labels[ordered] == task.positive_index, runs)
 
 
-def _ndcg(order: npt.NDArray[np.intp], gains: npt.NDArray[np.float64]) -> float | None:
+def _expected(query: _Query, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the expected value at each rank: within equal scores, their mean."""
+    sizes = np.diff(np.append(query.runs, len(values)))
+    means: npt.NDArray[np.float64] = np.repeat(np.add.reduceat(values, query.runs, dtype=np.float64) / sizes, sizes)
+    return means
+
+
+def _ndcg(query: _Query) -> float | None:
     """Return nDCG@10 of one query; None if no candidate has a gain."""
-    ideal = _dcg(np.sort(gains)[::-1])
-    return _dcg(gains[order]) / ideal if ideal > 0 else None
+    ideal = _dcg(np.sort(query.gains)[::-1])
+    return _dcg(_expected(query, query.gains)) / ideal if ideal > 0 else None
+
+
+def _reciprocal_rank(query: _Query) -> float:
+    """Return the expected MRR@10 of one query with relevant candidates.
+
+    The first relevant ones are in one run of n equal scores, r of them relevant; the first of r is at the place j of n,
+    from 0, with the probability C(n - 1 - j, r - 1) / C(n, r).
+    """
+    first = int(np.flatnonzero(query.exact)[0])
+    at = int(np.searchsorted(query.runs, first, side="right")) - 1
+    begin, *rest = query.runs[at : at + 2].tolist()
+    of_run = query.exact[begin : rest[0] if rest else len(query.exact)]
+    n, r = len(of_run), int(of_run.sum())
+    ranks = range(begin, min(begin + n - r + 1, CUT))
+    return sum(math.comb(n - 1 - (rank - begin), r - 1) / math.comb(n, r) / (rank + 1) for rank in ranks)
 
 
 def _rows_by_query(queries: npt.NDArray[np.int64]) -> list[npt.NDArray[np.intp]]:

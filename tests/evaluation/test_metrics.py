@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, hand computation and published tables."""
 
 from dataclasses import replace
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -221,8 +222,35 @@ def test_recall_of_the_next_basket_by_hand():
 @pytest.mark.parametrize("labels", [[3, 0, 0, 0], [0, 0, 0, 3], [0, 3, 0, 0]])
 def test_a_model_that_cannot_tell_candidates_apart_gains_nothing_by_their_order(labels):
     result = ranking(np.full(4, 0.25), candidates(labels, [0] * 4), GRADES)
-    assert result["mrr@10"] == pytest.approx(1 / 4)
-    assert result["ndcg@10"] == pytest.approx(1 / np.log2(5))
+    assert result["mrr@10"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    assert result["ndcg@10"] == pytest.approx(sum(1 / np.log2(rank + 1) for rank in (1, 2, 3, 4)) / 4)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_of_equal_scores_all_orders_are_equally_likely(seed):
+    """Against the mean over all orders of each run of equal scores, and nDCG against scikit-learn's."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, 6)
+    labels[random.integers(6)] = 3
+    scores = random.integers(0, 3, 6).astype(float)
+    result = ranking(scores, candidates(labels, [0] * 6), GRADES)
+    orders = [order for order in permutations(range(6)) if all(scores[a] >= scores[b] for a, b in pairwise(order))]
+    every = [ranking(np.argsort(order) * -1.0, candidates(labels, [0] * 6), GRADES) for order in orders]
+    for name in ("ndcg@10", "mrr@10"):
+        assert result[name] == pytest.approx(np.mean([one[name] for one in every]))
+    assert result["ndcg@10"] == pytest.approx(ndcg_score(np.asarray(GRADES.gains)[labels][None], scores[None], k=10))
+
+
+def test_equal_scores_across_the_cut_count_in_part():
+    """Of twelve equal candidates one is relevant: it is at each of the twelve ranks equally often."""
+    labels = np.zeros(12, dtype=np.int64)
+    labels[11] = 3
+    result = ranking(np.zeros(12), candidates(labels, [0] * 12), GRADES)
+    assert result["mrr@10"] == pytest.approx(sum(1 / rank for rank in range(1, 11)) / 12)
+    bought = np.ones(30, dtype=np.int64)
+    bought[[3, 17, 29]] = 0
+    found = ranking(np.zeros(30), candidates(bought, [0] * 30), NEXT_BASKET)
+    assert found["recall@20"] == pytest.approx(20 / 30)
 
 
 def test_a_task_without_gains_has_no_ranking():
