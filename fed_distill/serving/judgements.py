@@ -3,7 +3,8 @@ scores of the search engine in use."""
 
 import math
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import numpy.typing as npt
 from fed_distill.data.cleaning import clean
 from fed_distill.data.examples import Examples, Task
 from fed_distill.data.labeled import factorize
+from fed_distill.data.table import SHOWN_LABELS
 from fed_distill.data.table_file import read_columns, texts_of
 from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
+from fed_distill.text.cleaning import collapse
 
 _OPTIONS = "--text-column, --pair-column, --label-column and --score-column"
 
@@ -37,11 +40,15 @@ class JudgedColumns:
 class Judgements:
     """examples: clean rows with class indices; groups are queries, or for tasks without gains equal second texts (of
     one text: equal texts). engine: the search engine's scores ``[n]``, or None. unscored: rows without a score, which
-    have 0. account: see ``Cleaned``."""
+    have 0, or the lowest score if that is negative. contradicted: rows that were left out as duplicates although their
+    label is another one. unknown: most frequent labels that are no class, with their numbers of rows. account: see
+    ``Cleaned``."""
 
     examples: Examples
     engine: npt.NDArray[np.float64] | None
     unscored: int
+    contradicted: int
+    unknown: Mapping[str, int]
     account: Mapping[str, Any]
 
 
@@ -72,11 +79,16 @@ def read_judgements(path: Path, task: Task, columns: JudgedColumns, longest: int
     keys = cleaned.texts if task.gains is not None or cleaned.pairs is None else cleaned.pairs
     kept = np.asarray(labels, dtype=np.int64)[rows]
     examples = Examples(cleaned.texts, cleaned.pairs, kept, factorize(keys), ("",) * len(rows))
+    contradicted = _contradicted(texts, pairs, labels)
+    unknown = dict(
+        Counter(name for name, label in zip(raw, labels, strict=True) if label < 0).most_common(SHOWN_LABELS)
+    )
     if not columns.score:
-        return Judgements(examples, None, 0, cleaned.account)
+        return Judgements(examples, None, 0, contradicted, unknown, cleaned.account)
     scores = [_score(path, row, found[columns.score][row], columns.score) for row in rows]
-    engine = np.array([0.0 if score is None else score for score in scores], dtype=np.float64)
-    return Judgements(examples, engine, scores.count(None), cleaned.account)
+    lowest = min((score for score in scores if score is not None), default=0.0)
+    engine = np.array([min(0.0, lowest) if score is None else score for score in scores], dtype=np.float64)
+    return Judgements(examples, engine, scores.count(None), contradicted, unknown, cleaned.account)
 
 
 def left_out(account: Mapping[str, Any]) -> str:
@@ -90,15 +102,33 @@ def _classes(path: Path, task: Task, raw: list[str], mapping: Mapping[str, str])
         if name not in task.classes:
             raise ConfigError(f"--label {label}={name}: {task.name} has no class {name!r}; it has {_named(task)}")
         if label not in raw:
-            raise ConfigError(f"--label {label}={name}: no row of {path} has the label {label!r}")
+            raise ConfigError(
+                f"--label {label}={name}: no row of {path} has the label {label!r}; it has {_frequent(raw)}"
+            )
     labels = [task.classes.index(mapping[label]) if label in mapping else read(label) for label in raw]
     if max(labels) < 0:
-        first = next((label for label in raw if label), "")
         raise DataError(
-            f"{path}: no label is a class of {task.name}, such as {first!r}; it has {_named(task)}: map labels with "
-            f"--label '{first}={task.classes[0]}'"
+            f"{path}: no label is a class of {task.name}, which has {_named(task)}; the labels are {_frequent(raw)}: "
+            "name another --label-column, or map each label by --label LABEL=CLASS"
         )
     return labels
+
+
+def _contradicted(texts: Sequence[str | None], pairs: Sequence[str | None] | None, labels: Sequence[int]) -> int:
+    """Return the number of rows whose texts occurred before, with another class."""
+    first: dict[tuple[str, ...], int] = {}
+    count = 0
+    for row, label in enumerate(labels):
+        if label >= 0:
+            key = tuple(collapse(column[row] or "") for column in (texts, pairs) if column is not None)
+            count += first.setdefault(key, label) != label
+    return count
+
+
+def _frequent(raw: Sequence[str]) -> str:
+    """Return the most frequent labels as words."""
+    common = Counter(raw).most_common(SHOWN_LABELS)
+    return ", ".join(f"{label!r} ({count:,})" if label else f"none ({count:,})" for label, count in common)
 
 
 def _named(task: Task) -> str:

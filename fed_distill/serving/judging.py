@@ -18,7 +18,7 @@ from fed_distill.evaluation.metrics import (
     ranking,
 )
 from fed_distill.seeds import numpy_stream
-from fed_distill.serving.judgements import Judgements
+from fed_distill.serving.judgements import Judgements, left_out
 from fed_distill.serving.scorer import Scorer
 
 ENGINE = "search engine"
@@ -49,12 +49,14 @@ class Judged:
 @dataclass(frozen=True)
 class Judgment:
     """rows: the search engine if it has scores, each student, and each student with the engine. units: number of
-    queries, or groups, that count. queries: texts of these queries, in the order of ``by_unit``; empty for tasks
-    without gains."""
+    queries, or groups, that count, of all in ``asked``. queries: texts of these queries, in the order of ``by_unit``;
+    empty for tasks without gains. reversed: nDCG@10 of the engine's scores in reverse order; None without."""
 
     rows: list[Judged]
     units: int
+    asked: int
     queries: list[str]
+    reversed: float | None = None
 
 
 def common_task(scorers: Mapping[str, Scorer]) -> Task:
@@ -88,10 +90,14 @@ def judge(judgements: Judgements, scorers: Mapping[str, Scorer]) -> Judgment:
             found = scorer.predict(examples.texts, examples.pairs)
             by_group = macro_f1_by_group(found, examples.labels, examples.groups)
             rows.append(Judged(name, classification(found, examples.labels, task), by_group))
-        return Judgment(rows, len(rows[0].by_unit), [])
+        return Judgment(rows, len(rows[0].by_unit), len(rows[0].by_unit), [])
     kept = _comparable(examples.labels, examples.groups, task)
     if not len(kept):
-        raise DataError("no query has candidates of two grades, one of them with a gain, so that nothing can be ranked")
+        dropped = left_out(judgements.account)
+        raise DataError(
+            "no query has candidates of two grades, one of them with a gain, so that nothing can be ranked"
+            + (f"; rows left out: {dropped}" if dropped else "")
+        )
     view = Ranking(examples.take(kept), examples.groups[kept])
     engine = None if judgements.engine is None else judgements.engine[kept]
     queries = _texts(view)
@@ -101,13 +107,15 @@ def judge(judgements: Judgements, scorers: Mapping[str, Scorer]) -> Judgment:
         rows.append(_ranked(name, gains, view, task))
         if engine is not None and len(queries) >= FEWEST_QUERIES:
             rows.append(_summed(f"{name} + {ENGINE}", gains, engine, view, task))
-    return Judgment(rows, len(queries), queries)
+    turned = None if engine is None else ranking(-engine, view, task)["ndcg@10"]
+    return Judgment(rows, len(queries), len(np.unique(examples.groups)), queries, turned)
 
 
 def weights_for(scores: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """Return the weights to try for scores of any scale: 0, and 1, 2 and 5 times powers of ten around one divided by
     their standard deviation."""
-    spread = float(scores.std())
+    largest = float(np.abs(scores).max(initial=0.0))
+    spread = largest * float((scores / largest).std()) if largest else 0.0  # no overflow of squares
     if spread == 0.0:
         return (0.0,)
     middle = -round(float(np.log10(spread)))

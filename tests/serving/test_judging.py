@@ -56,7 +56,8 @@ def test_queries_with_one_grade_do_not_count_and_the_rest_is_measured_by_hand(ta
          for row, (text, pair) in enumerate(zip(found.examples.texts, found.examples.pairs, strict=True))}
     )  # fmt: skip
     judgment = judge(found, {"student": student})
-    assert (judgment.units, judgment.queries) == (1, ["hub"])
+    assert (judgment.units, judgment.asked, judgment.queries) == (1, 3, ["hub"])
+    assert judgment.reversed == 1.0  # the engine's scores are the wrong way round
     assert [row.name for row in judgment.rows] == [ENGINE, "student"]  # too few queries to choose a weight
     ideal = 1.0 + 0.1 / math.log2(3)
     worst = 0.0 + 0.1 / math.log2(3) + 1.0 / math.log2(4)
@@ -137,9 +138,9 @@ def test_labels_are_mapped_and_empty_scores_are_0(table):
 @pytest.mark.parametrize(
     ("rows", "columns", "error", "message"),
     [
-        (["hub,a,E,1"], {}, DataError, r"no label is a class of relevance, such as 'E'; .* --label 'E=exact'"),
+        (["hub,a,E,1"], {}, DataError, r"no label is a class of relevance, .*; the labels are 'E' \(1\): .*--label"),
         (["hub,a,E,1"], {"labels": {"E": "best"}}, ConfigError, "relevance has no class 'best'"),
-        (["hub,a,exact,1"], {"labels": {"E": "exact"}}, ConfigError, "no row of .* has the label 'E'"),
+        (["hub,a,exact,1"], {"labels": {"E": "exact"}}, ConfigError, "no row of .* has the label 'E'; it has 'exact'"),
         (
             ["hub,a,exact,much"],
             {"score": "score"},
@@ -171,3 +172,30 @@ def test_nothing_to_rank_is_an_error(table):
     path = table("text,pair,label", "hub,a,exact", "hub,b,exact", "pot,c,irrelevant")
     with pytest.raises(DataError, match="no query has candidates of two grades"):
         judge(read_judgements(path, FIXED["relevance"], JudgedColumns(), 40), {"a": scorer_of({})})
+
+
+def test_contradicted_and_unknown_labels_are_counted(table):
+    path = table(
+        "text,pair,label", "hub,a,exact", "hub, a,irrelevant", "hub,b,irrelevant", "hub,b,irrelevant", "hub,c,E"
+    )
+    found = read_judgements(path, RELEVANCE, JudgedColumns(), 40)
+    assert found.account["dropped"]["duplicate"] == 2 and found.contradicted == 1
+    assert found.unknown == {"E": 1}
+
+
+def test_without_a_score_a_row_is_not_above_negative_ones(table):
+    path = table("text,pair,label,score", "hub,a,exact,-3", "hub,b,irrelevant,-7.5", "hub,c,irrelevant,")
+    found = read_judgements(path, RELEVANCE, JudgedColumns(score="score"), 40)
+    assert found.engine.tolist() == [-3.0, -7.5, -7.5]
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300])
+def test_scores_of_any_size_have_weights(scale):
+    weights = weights_for(np.array([-1.0, 0.5, 1.0]) * scale)
+    assert len(weights) > 2 and np.isfinite(weights).all()
+
+
+def test_too_few_grades_are_told_with_what_was_left_out(table):
+    path = table("text,pair,label", "hub,a,exact", "hub,b,E")
+    with pytest.raises(DataError, match="rows left out: 1 unknown label"):
+        judge(read_judgements(path, RELEVANCE, JudgedColumns(), 40), {"a": scorer_of({})})
