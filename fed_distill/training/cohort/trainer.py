@@ -165,8 +165,8 @@ class CohortTrainer:
         pace: Pace,
         on_steps: Callable[[int], None],
     ) -> list[Fitted | Failure] | None:
-        """Train one cohort; None if memory runs out, with nothing of it kept and its steps taken back. If one member's
-        training fails, they are trained one after another, so that it fails alone.
+        """Train one cohort; None if memory runs out, with nothing of it kept and its steps taken back. If its objective
+        refuses to be trained, all members have failed: they are not trained in another way.
 
         Raise TrainingError if it runs out with a single example, or a single group of them.
         """
@@ -182,9 +182,8 @@ class CohortTrainer:
         except CannotStack:
             on_steps(-taken)
             raise
-        except TrainingError:
-            on_steps(-taken)
-            return [SequentialTrainer(self.config).fit_one(member, pace, on_steps) for member in members]
+        except TrainingError as error:
+            return [Failure(member.learner.name, str(error)) for member in members]
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise

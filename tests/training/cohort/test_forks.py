@@ -157,9 +157,7 @@ class OwnError(TrainingError):
         (RuntimeError("something else"), RuntimeError),
         (FileNotFoundError(2, "No such file", "/data/lookup.bin"), RuntimeError),
         (SystemExit("a library gave up"), RuntimeError),
-        (OwnError("own"), TrainingError),
         (ModelError("frozen in part"), ModelError),
-        (TrainingError("across the batch"), TrainingError),
     ],
 )
 def test_an_error_there_is_an_error_here(monkeypatch, small_student, merchants, plans, error, expected):
@@ -169,6 +167,17 @@ def test_an_error_there_is_an_error_here(monkeypatch, small_student, merchants, 
     replaced(monkeypatch, run)
     with pytest.raises(expected, match=re.escape(str(error))):
         fit(CohortTrainer(CONFIG), merchants(small_student("two-tower")), plans.turns)
+
+
+@pytest.mark.parametrize("error", [OwnError("own"), TrainingError("across the batch")])
+def test_what_an_objective_refuses_is_a_failure_of_its_merchants(monkeypatch, small_student, merchants, plans, error):
+    def run(cohort, train, on_steps):
+        raise error
+
+    replaced(monkeypatch, run)
+    learners = merchants(small_student("two-tower"))
+    found = fit(CohortTrainer(CONFIG), learners, plans.turns)
+    assert sorted((one.name, one.reason) for one in found) == sorted((one.name, str(error)) for one in learners)
 
 
 @pytest.mark.parametrize("shape", [(), (0, 4), (3,), (2, 3)], ids=str)

@@ -1,13 +1,13 @@
 """Objectives that are not what the trainers may rely on, and merchants whose weights are broken, harm nobody else."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fed_distill.config import TrainerConfig
-from fed_distill.errors import TrainingError
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
@@ -46,18 +46,17 @@ def test_a_loss_across_the_batch_sends_merchants_to_the_plain_trainer(small_stud
 
 def test_a_loss_across_the_batch_has_no_dp(small_student, merchants):
     learners = merchants(small_student("two-tower"), ExampleDP(1.0, 1.0))
-    with pytest.raises(TrainingError, match="looks across the batch cannot be trained with DP"):
-        fit(CohortTrainer(CONFIG), learners, centred)
+    for answer in fit(CohortTrainer(CONFIG), learners, centred).values():
+        assert isinstance(answer, Failure)
+        assert "looks across the batch cannot be trained with DP" in answer.reason
 
 
 def test_one_loss_for_the_whole_batch_is_refused_with_the_shape_that_was_wanted(small_student, merchants):
     learners = merchants(small_student("two-tower"))
-    expected = r"one loss for each example, shape \[\d+\], not \[\]"
-    with pytest.raises(TrainingError, match=expected):
-        fit(CohortTrainer(CONFIG), learners, scalar)
-    for answer in fit(SequentialTrainer(CONFIG), learners, scalar).values():
-        assert isinstance(answer, Failure)
-        assert "one loss for each example" in answer.reason
+    for trainer in (CohortTrainer, SequentialTrainer):
+        for answer in fit(trainer(CONFIG), learners, scalar).values():
+            assert isinstance(answer, Failure)
+            assert re.search(r"one loss for each example, shape \[\d+\], not \[\]", answer.reason)
 
 
 @pytest.mark.parametrize("kind", ["two-tower", "lstm"])
